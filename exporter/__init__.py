@@ -1,0 +1,1 @@
+"""The sidecar: GPUs and engines, joined on one page."""

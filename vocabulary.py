@@ -1,0 +1,152 @@
+"""Every metric that we emit or read, as data: exporter, rules, dashboards, docs and tests take names from here.
+
+Sources: ours are defined here; vLLM's were read off its own 0.32.0 page (tests/data/vllm-0.32.0-metrics.prom) and its
+source at every release since 0.8.5; SGLang's from its metrics collector.
+"""
+
+from typing import Final, Literal, NamedTuple
+
+Kind = Literal["counter", "gauge", "histogram", "summary"]
+
+
+class Metric(NamedTuple):
+    """One metric family.
+
+    Attributes:
+        name: family name as the TYPE line states it (counters with `_total`).
+        kind: Prometheus type.
+        help: one sentence, unit included where the name does not say it.
+        labels: label names, in the order in which we write them.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+_GPU = ("gpu", "uuid")
+
+# fmt: off
+# --- GPUs: prefix nvidia_gpu_, base units, labels gpu and uuid; names and bus ids only in nvidia_gpu_info. --------------
+NVIDIA_GPU: Final = (
+    Metric("nvidia_gpu_up", "gauge", "1 when the last cycle read this GPU, else 0; reason is empty when up.", (*_GPU, "reason")),
+    Metric("nvidia_gpu_info", "gauge", "Constant 1 with what identifies the GPU.", (*_GPU, "name", "pci_bus_id", "serial", "compute_capability", "vbios", "mig_mode")),
+    Metric("nvidia_gpu_snapshot_age_seconds", "gauge", "Age of the values on this page for this GPU.", _GPU),
+    Metric("nvidia_gpu_collect_duration_seconds", "gauge", "Time that the last cycle spent in the driver and in rendering.", _GPU),
+    Metric("nvidia_gpu_collect_failures_total", "counter", "Cycles that failed, by reason.", (*_GPU, "reason")),
+    Metric("nvidia_gpu_unsupported_calls", "gauge", "Calls that this GPU or driver does not support; they are retried hourly.", _GPU),
+    Metric("nvidia_gpu_utilization_ratio", "gauge", "Share of the driver's last sample period with at least one kernel running.", _GPU),
+    Metric("nvidia_gpu_busy_seconds_total", "counter", "Busy time, integrated from the driver's own utilisation sample buffer.", _GPU),
+    Metric("nvidia_gpu_memory_utilization_ratio", "gauge", "Share of the last sample period in which device memory was read or written.", _GPU),
+    Metric("nvidia_gpu_matrix_stall_ratio", "gauge", "Share of time that the matrix units stalled (NVML field 297).", _GPU),
+    Metric("nvidia_gpu_encoder_utilization_ratio", "gauge", "Utilisation of the video encoder.", _GPU),
+    Metric("nvidia_gpu_decoder_utilization_ratio", "gauge", "Utilisation of the video decoder.", _GPU),
+    Metric("nvidia_gpu_memory_total_bytes", "gauge", "Device memory.", _GPU),
+    Metric("nvidia_gpu_memory_used_bytes", "gauge", "Device memory allocated by processes.", _GPU),
+    Metric("nvidia_gpu_memory_free_bytes", "gauge", "Device memory free.", _GPU),
+    Metric("nvidia_gpu_memory_reserved_bytes", "gauge", "Device memory reserved by driver and firmware.", _GPU),
+    Metric("nvidia_gpu_bar1_memory_total_bytes", "gauge", "BAR1 window.", _GPU),
+    Metric("nvidia_gpu_bar1_memory_used_bytes", "gauge", "BAR1 window in use.", _GPU),
+    Metric("nvidia_gpu_power_watts", "gauge", "Board power; kind: average (one second) or instant.", (*_GPU, "kind")),
+    Metric("nvidia_gpu_power_limit_watts", "gauge", "Power limits; kind: min, max, default, enforced or requested.", (*_GPU, "kind")),
+    Metric("nvidia_gpu_energy_joules_total", "counter", "Energy since driver load, from the hardware counter.", _GPU),
+    Metric("nvidia_gpu_temperature_celsius", "gauge", "Temperatures; sensor: gpu or memory.", (*_GPU, "sensor")),
+    Metric("nvidia_gpu_temperature_limit_celsius", "gauge", "Temperature thresholds; kind: shutdown, slowdown, memory_max or gpu_max.", (*_GPU, "kind")),
+    Metric("nvidia_gpu_temperature_margin_celsius", "gauge", "Distance to the thermal limit (T.limit).", _GPU),
+    Metric("nvidia_gpu_fan_speed_ratio", "gauge", "Fan speed as share of its maximum; fan: index.", (*_GPU, "fan")),
+    Metric("nvidia_gpu_clock_hertz", "gauge", "Clocks; domain: graphics, sm, memory or video.", (*_GPU, "domain")),
+    Metric("nvidia_gpu_clock_max_hertz", "gauge", "Highest clocks; domain: graphics, sm, memory or video.", (*_GPU, "domain")),
+    Metric("nvidia_gpu_performance_state", "gauge", "Performance state, 0 (fastest) to 15.", _GPU),
+    Metric("nvidia_gpu_throttle_active", "gauge", "1 while the clocks are held down for this reason.", (*_GPU, "reason")),
+    Metric("nvidia_gpu_throttle_seconds_total", "counter", "Time that the clocks were held down for this reason.", (*_GPU, "reason")),
+    Metric("nvidia_gpu_sm_active_ratio", "gauge", "GPM: share of cycles with a warp on an SM (Hopper and newer).", _GPU),
+    Metric("nvidia_gpu_sm_occupancy_ratio", "gauge", "GPM: resident warps over the possible maximum.", _GPU),
+    Metric("nvidia_gpu_tensor_active_ratio", "gauge", "GPM: share of cycles with any tensor pipe active.", _GPU),
+    Metric("nvidia_gpu_dram_active_ratio", "gauge", "GPM: device memory bandwidth over its peak.", _GPU),
+    Metric("nvidia_gpu_pcie_bytes_total", "counter", "PCIe traffic seen from the GPU; direction: tx or rx.", (*_GPU, "direction")),
+    Metric("nvidia_gpu_pcie_link_generation", "gauge", "PCIe generation; kind: current or max.", (*_GPU, "kind")),
+    Metric("nvidia_gpu_pcie_link_width_lanes", "gauge", "PCIe lanes; kind: current or max.", (*_GPU, "kind")),
+    Metric("nvidia_gpu_pcie_errors_total", "counter", "PCIe errors by type.", (*_GPU, "type")),
+    Metric("nvidia_gpu_nvlink_bytes_total", "counter", "NVLink payload summed over the links; direction: tx or rx.", (*_GPU, "direction")),
+    Metric("nvidia_gpu_nvlink_errors_total", "counter", "NVLink errors summed over the links, by type.", (*_GPU, "type")),
+    Metric("nvidia_gpu_nvlink_links_active", "gauge", "NVLink links that are up.", _GPU),
+    Metric("nvidia_gpu_ecc_errors_total", "counter", "ECC errors; severity: corrected or uncorrected; scope: volatile (since driver load) or aggregate.", (*_GPU, "severity", "scope")),
+    Metric("nvidia_gpu_remapped_rows", "gauge", "Remapped memory rows; cause: correctable or uncorrectable.", (*_GPU, "cause")),
+    Metric("nvidia_gpu_row_remap_pending", "gauge", "1 when a row remapping waits for a GPU reset.", _GPU),
+    Metric("nvidia_gpu_row_remap_failure", "gauge", "1 when a row remapping failed: the GPU wants replacement.", _GPU),
+    Metric("nvidia_gpu_retired_pages", "gauge", "Retired memory pages (before Ampere); cause: single_bit or double_bit.", (*_GPU, "cause")),
+    Metric("nvidia_gpu_xid_errors_total", "counter", "XID events since this exporter started, by code.", (*_GPU, "xid")),
+    Metric("nvidia_gpu_xid_last_timestamp_seconds", "gauge", "Unix time of the last XID event of this code.", (*_GPU, "xid")),
+    Metric("nvidia_gpu_recovery_action", "gauge", "What the driver asks for: 0 none, 1 GPU reset, 2 node reboot, 3 drain P2P, 4 drain and reset, 5 recover IMEX domain, 6 bus reset, 7 system reboot.", _GPU),
+    Metric("nvidia_gpu_processes", "gauge", "Compute processes on the GPU.", _GPU),
+    Metric("nvidia_gpu_mig_info", "gauge", "Constant 1 per MIG device.", (*_GPU, "mig_uuid", "gpu_instance", "compute_instance", "profile")),
+    Metric("nvidia_gpu_mig_memory_total_bytes", "gauge", "Memory of a MIG device.", (*_GPU, "mig_uuid")),
+    Metric("nvidia_gpu_mig_memory_used_bytes", "gauge", "Memory in use on a MIG device.", (*_GPU, "mig_uuid")),
+    Metric("nvidia_gpu_mig_sm_active_ratio", "gauge", "GPM per MIG device: share of cycles with a warp on an SM.", (*_GPU, "mig_uuid")),
+    Metric("nvidia_gpu_mig_sm_occupancy_ratio", "gauge", "GPM per MIG device: resident warps over the possible maximum.", (*_GPU, "mig_uuid")),
+    Metric("nvidia_gpu_mig_tensor_active_ratio", "gauge", "GPM per MIG device: share of cycles with any tensor pipe active.", (*_GPU, "mig_uuid")),
+    Metric("nvidia_gpu_mig_dram_active_ratio", "gauge", "GPM per MIG device: memory bandwidth over its peak.", (*_GPU, "mig_uuid")),
+)
+
+# --- The sidecar itself and what only it can know: prefix vllm_vitals_. ------------------------------------------------
+_SERVER = ("server",)
+VITALS: Final = (
+    Metric("vllm_vitals_build_info", "gauge", "Constant 1 with the versions of exporter and Python.", ("version", "python_version")),
+    Metric("vllm_vitals_nvml_up", "gauge", "1 when NVML is open and found a GPU, else 0; reason is empty when up.", ("reason",)),
+    Metric("vllm_vitals_nvml_info", "gauge", "Constant 1 with the versions of driver, NVML and CUDA.", ("driver_version", "nvml_version", "cuda_version")),
+    Metric("vllm_vitals_nvml_restarts_total", "counter", "Times that NVML was opened again (driver reload, lost GPU)."),
+    Metric("vllm_vitals_gpus", "gauge", "GPUs that NVML counts."),
+    Metric("vllm_vitals_server_up", "gauge", "1 when the server's page came whole within the deadline, else 0; reason is empty when up.", ("server", "reason")),
+    Metric("vllm_vitals_server_info", "gauge", "Constant 1 per configured or discovered server; kind: vllm, sglang or unknown.", ("server", "url", "kind", "origin")),
+    Metric("vllm_vitals_server_fetch_duration_seconds", "gauge", "Time to fetch the server's page for this scrape.", _SERVER),
+    Metric("vllm_vitals_server_page_bytes", "gauge", "Size of the server's page.", _SERVER),
+    Metric("vllm_vitals_server_page_samples", "gauge", "Samples of the server's page that are on this page.", _SERVER),
+    Metric("vllm_vitals_server_dropped_lines_total", "counter", "Lines of the server's pages left out because Prometheus would refuse the whole page for them.", _SERVER),
+    Metric("vllm_vitals_server_type_conflicts_total", "counter", "Families whose TYPE differed from the one seen first on a page; the first is kept.", _SERVER),
+    Metric("vllm_vitals_server_restarts_total", "counter", "Restarts of the server seen (start time moved or counters fell back).", _SERVER),
+    Metric("vllm_vitals_server_stalled", "gauge", "1 when requests run but no token was produced for the configured time.", _SERVER),
+    Metric("vllm_vitals_server_duplicate_series_total", "counter", "Series left out because the same page already had them.", _SERVER),
+    Metric("vllm_vitals_engine_gpu_info", "gauge", "Constant 1: this engine runs on this GPU; source says how we know.", ("server", "model_name", "engine", "gpu", "uuid", "source")),
+    Metric("vllm_vitals_engine_gpu_memory_bytes", "gauge", "Device memory that the engine's processes hold on this GPU.", ("server", "engine", "gpu", "uuid")),
+    Metric("vllm_vitals_placement_duration_seconds", "gauge", "Duration of the last placement walk."),
+    Metric("vllm_vitals_placement_walks_total", "counter", "Placement walks."),
+    Metric("vllm_vitals_placement_failures_total", "counter", "Placement sources that failed, by source.", ("source",)),
+    Metric("vllm_vitals_engine_process_cpu_seconds_total", "counter", "CPU time of the engine's processes; role: api_server, engine_core, worker or other.", ("server", "role")),
+    Metric("vllm_vitals_engine_process_resident_memory_bytes", "gauge", "Resident memory of the engine's processes, by role.", ("server", "role")),
+    Metric("vllm_vitals_engine_process_max_cpu_ratio", "gauge", "CPU use of the busiest single process of this role; 1 is one core.", ("server", "role")),
+    Metric("vllm_vitals_engine_processes", "gauge", "Processes of the engine, by role.", ("server", "role")),
+    Metric("vllm_vitals_host_cpu_seconds_total", "counter", "CPU time of the machine, by mode.", ("mode",)),
+    Metric("vllm_vitals_host_cpus", "gauge", "Logical CPUs."),
+    Metric("vllm_vitals_host_load1", "gauge", "Load average over one minute."),
+    Metric("vllm_vitals_host_memory_total_bytes", "gauge", "Memory of the machine."),
+    Metric("vllm_vitals_host_memory_available_bytes", "gauge", "Memory that can be given out without swapping."),
+    Metric("vllm_vitals_host_swap_used_bytes", "gauge", "Swap in use."),
+    Metric("vllm_vitals_host_oom_kills_total", "counter", "Processes that the kernel killed for lack of memory."),
+    Metric("vllm_vitals_host_disk_read_bytes_total", "counter", "Bytes read.", ("device",)),
+    Metric("vllm_vitals_host_disk_written_bytes_total", "counter", "Bytes written.", ("device",)),
+    Metric("vllm_vitals_host_filesystem_size_bytes", "gauge", "Size of a mounted file system.", ("mountpoint",)),
+    Metric("vllm_vitals_host_filesystem_available_bytes", "gauge", "Space left for ordinary users.", ("mountpoint",)),
+    Metric("vllm_vitals_host_network_receive_bytes_total", "counter", "Bytes received.", ("device",)),
+    Metric("vllm_vitals_host_network_transmit_bytes_total", "counter", "Bytes sent.", ("device",)),
+    Metric("vllm_vitals_host_network_errors_total", "counter", "Errors and drops; direction: receive or transmit.", ("device", "direction")),
+    Metric("vllm_vitals_host_boot_time_seconds", "gauge", "Unix time of the last boot."),
+    Metric("vllm_vitals_host_up", "gauge", "1 when host metrics are read here; 0 with the reason (off, node_exporter, failed).", ("reason",)),
+    Metric("vllm_vitals_spot_up", "gauge", "1 when the cloud's metadata service answered, else 0.", ("cloud",)),
+    Metric("vllm_vitals_spot_interruption_timestamp_seconds", "gauge", "Unix time at which the cloud takes this machine; absent while there is no notice.", ("cloud", "action")),
+    Metric("vllm_vitals_discovery_servers", "gauge", "Servers found by this origin: config, file, dns or process.", ("origin",)),
+    Metric("vllm_vitals_discovery_failures_total", "counter", "Discovery refreshes that failed; the last good list stays in use.", ("origin",)),
+    Metric("vllm_vitals_scrape_duration_seconds", "gauge", "Time to build the previous /metrics answer."),
+    Metric("vllm_vitals_scrapes_total", "counter", "Answers on /metrics."),
+    Metric("vllm_vitals_http_rejected_total", "counter", "Connections and requests refused, by reason.", ("reason",)),
+    Metric("vllm_vitals_part_failures_total", "counter", "Failures inside a part of the exporter; the rest of the page stayed.", ("part",)),
+    Metric("vllm_vitals_web_config_reload_failures_total", "counter", "Reloads of the web config file that failed; the last good one stays in use."),
+    Metric("vllm_vitals_process_cpu_seconds_total", "counter", "CPU time of this exporter."),
+    Metric("vllm_vitals_process_resident_memory_bytes", "gauge", "Resident memory of this exporter."),
+    Metric("vllm_vitals_process_open_fds", "gauge", "Open file descriptors of this exporter."),
+    Metric("vllm_vitals_process_threads", "gauge", "Threads of this exporter."),
+    Metric("vllm_vitals_process_start_time_seconds", "gauge", "Unix time at which this exporter started."),
+)
+
+# fmt: on
+OURS: Final[dict[str, Metric]] = {metric.name: metric for metric in (*VITALS, *NVIDIA_GPU)}
