@@ -35,6 +35,7 @@ NVIDIA_GPU: Final = (
     Metric("nvidia_gpu_snapshot_age_seconds", "gauge", "Age of the values on this page for this GPU.", _GPU),
     Metric("nvidia_gpu_collect_duration_seconds", "gauge", "Time that the last cycle spent in the driver and in rendering.", _GPU),
     Metric("nvidia_gpu_collect_failures_total", "counter", "Cycles that failed, by reason.", (*_GPU, "reason")),
+    Metric("nvidia_gpu_call_failures_total", "counter", "Driver calls that failed although they are supported, by NVML return code; the rest of the cycle stayed.", (*_GPU, "code")),
     Metric("nvidia_gpu_unsupported_calls", "gauge", "Calls that this GPU or driver does not support; they are retried hourly.", _GPU),
     Metric("nvidia_gpu_utilization_ratio", "gauge", "Share of the driver's last sample period with at least one kernel running.", _GPU),
     Metric("nvidia_gpu_busy_seconds_total", "counter", "Busy time, integrated from the driver's own utilisation sample buffer.", _GPU),
@@ -54,6 +55,7 @@ NVIDIA_GPU: Final = (
     Metric("nvidia_gpu_temperature_celsius", "gauge", "Temperatures; sensor: gpu or memory.", (*_GPU, "sensor")),
     Metric("nvidia_gpu_temperature_limit_celsius", "gauge", "Temperature thresholds; kind: shutdown, slowdown, memory_max or gpu_max.", (*_GPU, "kind")),
     Metric("nvidia_gpu_temperature_margin_celsius", "gauge", "Distance to the thermal limit (T.limit).", _GPU),
+    Metric("nvidia_gpu_temperature_margin_limit_celsius", "gauge", "Distance to the thermal limit (T.limit) at which the GPU acts; kind: shutdown, slowdown, memory_max or gpu_max.", (*_GPU, "kind")),
     Metric("nvidia_gpu_fan_speed_ratio", "gauge", "Fan speed as share of its maximum; fan: index.", (*_GPU, "fan")),
     Metric("nvidia_gpu_clock_hertz", "gauge", "Clocks; domain: graphics, sm, memory or video.", (*_GPU, "domain")),
     Metric("nvidia_gpu_clock_max_hertz", "gauge", "Highest clocks; domain: graphics, sm, memory or video.", (*_GPU, "domain")),
@@ -105,6 +107,7 @@ VITALS: Final = (
     Metric("vllm_vitals_server_dropped_lines_total", "counter", "Lines of the server's pages left out because Prometheus would refuse the whole page for them.", _SERVER),
     Metric("vllm_vitals_server_type_conflicts_total", "counter", "Families whose TYPE differed from the one seen first on a page; the first is kept.", _SERVER),
     Metric("vllm_vitals_server_restarts_total", "counter", "Restarts of the server seen (start time moved or counters fell back).", _SERVER),
+    Metric("vllm_vitals_server_healthy", "gauge", "1 when the server's own /health answers 200, 0 when it answers 5xx; absent where it has none.", _SERVER),
     Metric("vllm_vitals_server_stalled", "gauge", "1 when requests run but no token was produced for the configured time.", _SERVER),
     Metric("vllm_vitals_server_duplicate_series_total", "counter", "Series left out because the same page already had them.", _SERVER),
     Metric("vllm_vitals_engine_gpu_info", "gauge", "Constant 1: this engine runs on this GPU; source says how we know.", ("server", "model_name", "engine", "gpu", "uuid", "source")),
@@ -150,3 +153,41 @@ VITALS: Final = (
 
 # fmt: on
 OURS: Final[dict[str, Metric]] = {metric.name: metric for metric in (*VITALS, *NVIDIA_GPU)}
+
+# --- Engines' names. One dialect on our page: today's vLLM names. -------------------------------------------------------
+# Families as their TYPE line states them, old -> new. Where a page has both, the old one is dropped: same thing twice.
+# vLLM: read off the source of 0.8.5 to 0.33. SGLang: srt/observability/metrics_collector.py, only where the meaning is the
+# same; the rest keeps its sglang: name.
+RENAMES: Final[dict[str, str]] = {
+    "vllm:gpu_cache_usage_perc": "vllm:kv_cache_usage_perc",  # both 0.9.2 to 0.10, old gone in 0.12
+    "vllm:gpu_prefix_cache_queries_total": "vllm:prefix_cache_queries_total",
+    "vllm:gpu_prefix_cache_queries_created": "vllm:prefix_cache_queries_created",
+    "vllm:gpu_prefix_cache_hits_total": "vllm:prefix_cache_hits_total",
+    "vllm:gpu_prefix_cache_hits_created": "vllm:prefix_cache_hits_created",
+    "vllm:time_per_output_token_seconds": "vllm:inter_token_latency_seconds",  # both 0.10.2 to 0.14
+    "vllm:time_per_output_token_seconds_created": "vllm:inter_token_latency_seconds_created",
+    "vllm:time_in_queue_requests": "vllm:request_queue_time_seconds",  # V0 engine of 0.8.5
+    "vllm:time_in_queue_requests_created": "vllm:request_queue_time_seconds_created",
+    "sglang:num_running_reqs": "vllm:num_requests_running",
+    "sglang:num_queue_reqs": "vllm:num_requests_waiting",
+    "sglang:token_usage": "vllm:kv_cache_usage_perc",  # 0 to 1 in both
+    "sglang:prompt_tokens_total": "vllm:prompt_tokens_total",
+    "sglang:generation_tokens_total": "vllm:generation_tokens_total",
+    "sglang:cached_tokens_total": "vllm:prompt_tokens_cached_total",
+    "sglang:num_requests_total": "vllm:request_success_total",  # without finished_reason
+    "sglang:num_retracted_requests_total": "vllm:num_preemptions_total",
+    "sglang:time_to_first_token_seconds": "vllm:time_to_first_token_seconds",
+    "sglang:inter_token_latency_seconds": "vllm:inter_token_latency_seconds",
+    "sglang:time_per_output_token_seconds": "vllm:inter_token_latency_seconds",  # its older name
+    "sglang:e2e_request_latency_seconds": "vllm:e2e_request_latency_seconds",
+    "sglang:queue_time_seconds": "vllm:request_queue_time_seconds",
+}
+
+# They describe the engine's API process and would collide with other exporters' families of the same name.
+ENGINE_PROCESS_PREFIXES: Final = ("python_", "process_")
+
+# vLLM creates a child of http_requests_total at the first event, so the first failure of a handler would be invisible to
+# increase(). These children are on the page with 0 from the start; other handlers get theirs once they appear.
+HTTP_REQUESTS: Final = "http_requests_total"
+HTTP_HANDLERS: Final = (("/v1/chat/completions", "POST"), ("/v1/completions", "POST"), ("/v1/responses", "POST"))
+HTTP_STATUSES: Final = ("2xx", "4xx", "5xx")

@@ -1,0 +1,487 @@
+"""Settings: vitals.yaml, environment variables and flags become one typed value, or an error a person can act on.
+
+Precedence: flag, then `VLLM_VITALS_*` variable, then vitals.yaml, then the default that stands here. An error names the
+place (file and line, variable or flag), the key, what was found and what was expected.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
+
+import yaml
+
+
+class ConfigError(Exception):
+    """A setting is wrong; the text says where, what was found and what was expected."""
+
+
+class Seconds(float):
+    """A duration; written as `500ms`, `15s`, `5m`, `1h` or a plain number of seconds."""
+
+
+class Ratio(float):
+    """A share from 0 to 1; written as `0.98` or `98%`."""
+
+
+class Secret(str):
+    """Text that never shows itself."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Hide the text from logs and tracebacks."""
+        return "Secret(...)"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class BasicAuth:
+    """User and where its password stands."""
+
+    username: str
+    password_file: Path | None = None
+    password_env: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How to check an engine's certificate and what to show of ours."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    server_name: str | None = None
+    insecure_skip_verify: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """One inference server."""
+
+    url: str
+    name: str = ""
+    metrics_path: str = ""
+    bearer_token_file: Path | None = None
+    bearer_token_env: str | None = None
+    basic_auth: BasicAuth | None = None
+    tls: Tls | None = None
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def server(self) -> str:
+        """Value of the `server` label."""
+        return self.name or urlsplit(self.url).netloc
+
+
+@dataclass(frozen=True, slots=True)
+class DnsDiscovery:
+    """Servers behind a name; SRV records bring their port, A and AAAA need one."""
+
+    name: str
+    type: Literal["A", "AAAA", "SRV"] = "A"
+    port: int = 8000
+    scheme: Literal["http", "https"] = "http"
+    nameserver: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """Servers that come and go."""
+
+    files: tuple[str, ...] = ()
+    dns: tuple[DnsDiscovery, ...] = ()
+    refresh: Seconds = Seconds(30)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSettings:
+    """What is read from NVML and how often."""
+
+    enabled: bool = True
+    interval: Seconds = Seconds(1)
+    slow_interval: Seconds = Seconds(10)
+    families: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementSettings:
+    """Where to look for what runs on which GPU."""
+
+    procfs: Path = Path("/proc")
+    pod_resources_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """Metrics of the machine; `auto` is off where a node_exporter answers."""
+
+    mode: Literal["auto", "on", "off"] = "auto"
+    node_exporter_url: str = "http://127.0.0.1:9100/metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class SpotSettings:
+    """Watch the cloud's metadata service for an interruption notice."""
+
+    cloud: Literal["off", "auto", "aws", "gcp", "azure"] = "off"
+    endpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSettings:
+    """Limits of the verdicts on /health/gpu and /health/engine."""
+
+    gpu_memory_ratio: Ratio = Ratio(0.98)
+    gpu_temperature_celsius: float = 90.0
+    engine_stall: Seconds = Seconds(300)  # one long prefill moves no counter for minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that vitals.yaml can say."""
+
+    listen: Address = Address("127.0.0.1", 9836)
+    web_config_file: Path | None = None
+    engines: tuple[EngineSettings, ...] = ()
+    discovery: Discovery = Discovery()
+    raw_names: bool = False
+    scrape_timeout: Seconds = Seconds(5)
+    sample_interval: Seconds = Seconds(5)
+    max_page_bytes: int = 32 * 1024 * 1024
+    gpus: GpuSettings = field(default_factory=GpuSettings)
+    placement: PlacementSettings = PlacementSettings()
+    host: HostSettings = HostSettings()
+    spot: SpotSettings = SpotSettings()
+    health: HealthSettings = HealthSettings()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Option(typing.NamedTuple):
+    """A setting that flags and variables reach, too; `key` is its path in vitals.yaml."""
+
+    flag: str
+    key: str
+    metavar: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return "VLLM_VITALS_" + self.flag.removeprefix("--").upper().replace("-", "_").replace(".", "_")
+
+
+OPTIONS: Final = (
+    Option("--engine", "engines", "[NAME=]URL", "an inference server; repeat it, or separate several by commas in the variable"),
+    Option("--listen", "listen", "HOST:PORT", "address of the exporter (default 127.0.0.1:9836)"),
+    Option("--web.config.file", "web_config_file", "FILE", "TLS and basic auth, in the format of Prometheus' exporter-toolkit"),
+    Option("--raw-names", "raw_names", "", "also keep renamed families under the names the engine uses"),
+    Option("--scrape-timeout", "scrape_timeout", "TIME", "deadline for engines when the scraper sends none (default 5s)"),
+    Option("--sample-interval", "sample_interval", "TIME", "how often the live page and health look at the engines (default 5s)"),
+    Option("--gpu-interval", "gpus.interval", "TIME", "how often each GPU is read (default 1s)"),
+    Option("--gpus", "gpus.enabled", "on|off", "read GPUs through NVML (default on)"),
+    Option("--host", "host.mode", "auto|on|off", "metrics of the machine; auto is off where node_exporter runs (default auto)"),
+    Option("--spot", "spot.cloud", "CLOUD", "watch for a spot interruption: off, auto, aws, gcp or azure (default off)"),
+    Option("--log-level", "log_level", "LEVEL", "debug, info, warning or error (default info)"),
+)  # fmt: skip
+
+_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_BOOLEANS: Final = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+_SINGLE_CHOICE: Final = (("bearer_token_file", "bearer_token_env"), ("basic_auth", "bearer_token_file"), ("basic_auth", "bearer_token_env"), ("password_file", "password_env"))  # fmt: skip
+
+
+def load(path: Path | None, flags: Mapping[str, Sequence[str]], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings.
+
+    Args:
+        path: vitals.yaml, or None for no file.
+        flags: option flag -> values given on the command line.
+        environ: environment variables.
+
+    Raises:
+        ConfigError: a value is wrong, a key is unknown or the file cannot be read.
+    """
+    settings = _from_file(path) if path is not None else Settings()
+    for option in OPTIONS:
+        given = flags.get(option.flag)
+        place = option.flag
+        if not given and environ.get(option.variable):
+            given, place = environ[option.variable].split(","), option.variable
+            if option.flag != "--engine":
+                given = [environ[option.variable]]
+        if given:
+            settings = _override(settings, option.key, given, place)
+    _check(settings)
+    return settings
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a sentence per variable that looks like a misspelt one of ours.
+
+    Not an error: Kubernetes makes variables such as VLLM_VITALS_SERVICE_HOST for a service of that name.
+    """
+    known = [option.variable for option in OPTIONS]
+    found = [name for name in environ if name.startswith("VLLM_VITALS_") and name not in known]
+    near = [(name, difflib.get_close_matches(name, known, n=1, cutoff=0.85)) for name in found]
+    return [f"{name} is not known, did you mean {match[0]}?" for name, match in near if match]
+
+
+def _from_file(path: Path) -> Settings:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    if root is None:
+        return Settings()
+    result = from_node(Settings, root, str(path))
+    assert isinstance(result, Settings)
+    return result
+
+
+def from_node(kind: Any, node: yaml.Node, file: str, key: str = "") -> Any:
+    """Return a YAML node as a value of a type; also what the web config file is read with.
+
+    Raises:
+        ConfigError: with file, line, key, found and expected.
+    """
+    place = f"{file}:{node.start_mark.line + 1}"
+    origin = get_origin(kind)
+    if origin in {types.UnionType, typing.Union}:
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null"):
+            return None
+        kind = next(part for part in get_args(kind) if part is not type(None))
+        origin = get_origin(kind)
+    if dataclasses.is_dataclass(kind) and kind is not Address:
+        return _dataclass_from_node(typing.cast("type[Any]", kind), node, file, key)
+    if origin is tuple:
+        if not isinstance(node, yaml.SequenceNode):
+            raise ConfigError(f"{place}: {key}: expected a list, found {_describe(node)}")
+        return tuple(from_node(get_args(kind)[0], item, file, f"{key}[{i}]") for i, item in enumerate(node.value))
+    if origin is not None and origin is not Literal:  # Mapping[str, X]
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{place}: {key}: expected a mapping, found {_describe(node)}")
+        return {k.value: from_node(get_args(kind)[1], v, file, f"{key}.{k.value}") for k, v in node.value}
+    if not isinstance(node, yaml.ScalarNode):
+        raise ConfigError(f"{place}: {key}: expected {_expected(kind)}, found {_describe(node)}")
+    return from_text(kind, node.value, f"{place}: {key}")
+
+
+def _dataclass_from_node(kind: type[Any], node: yaml.Node, file: str, key: str) -> Any:
+    place = f"{file}:{node.start_mark.line + 1}"
+    if kind is EngineSettings and isinstance(node, yaml.ScalarNode):
+        return engine_from_text(node.value, f"{place}: {key}")
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{place}: {key or 'the file'}: expected a mapping of keys, found {_describe(node)}")
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name_node, value_node in node.value:
+        name = str(name_node.value)
+        line = f"{file}:{name_node.start_mark.line + 1}"
+        dotted = f"{key}.{name}" if key else name
+        if name not in hints:
+            raise ConfigError(f"{line}: {dotted}: unknown key{_nearest(name, hints)}")
+        if name in values:
+            raise ConfigError(f"{line}: {dotted}: given twice")
+        values[name] = from_node(hints[name], value_node, file, dotted)
+    for one, other in _SINGLE_CHOICE:
+        if values.get(one) is not None and values.get(other) is not None:
+            raise ConfigError(f"{place}: {key}: expected {one} or {other}, found both")
+    required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
+    missing = required - values.keys()
+    if missing:
+        raise ConfigError(f"{place}: {key}: expected the key {min(missing)!r}, found none")
+    if kind is EngineSettings:
+        values["url"] = _engine_url(values["url"], f"{place}: {key}.url")
+    return kind(**values)
+
+
+def from_text(kind: Any, text: str, place: str) -> Any:
+    """Return a scalar's text as a value of a type; `place` opens the error."""
+    reader = _READERS.get(kind)
+    if get_origin(kind) is Literal:
+        choices = [str(choice) for choice in get_args(kind)]
+        # YAML 1.1 reads off as false; we look at the text, so `spot: off` means what it says.
+        if text in choices:
+            return text
+        raise ConfigError(f"{place}: expected {' or '.join(choices)}, found {text!r}{_nearest(text, choices)}")
+    assert reader is not None, f"no reader for {kind}"
+    try:
+        return reader(text)
+    except ValueError:
+        raise ConfigError(f"{place}: expected {_expected(kind)}, found {text!r}") from None
+
+
+def engine_from_text(text: str, place: str) -> EngineSettings:
+    """Return an engine given as URL or NAME=URL."""
+    name, separator, url = text.partition("=")
+    if not separator or "/" in name:  # an equals sign of the URL's own query
+        name, url = "", text
+    return EngineSettings(url=_engine_url(url.strip(), place), name=name.strip())
+
+
+def _engine_url(text: str, place: str) -> str:
+    expected = "expected an address such as http://127.0.0.1:8000"
+    url = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        port = url.port
+    except ValueError:
+        port = 0
+    if url.scheme not in {"http", "https"} or not url.hostname or port == 0:
+        raise ConfigError(f"{place}: {expected}, found {_without_password(text)!r}")
+    if url.username or url.password:
+        raise ConfigError(
+            f"{place}: {expected} without user and password (they belong into basic_auth with a password_file), "
+            f"found {_without_password(text)!r}"
+        )
+    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    authority = f"{host}:{port}" if port else host
+    return f"{url.scheme}://{authority}{url.path.rstrip('/')}"
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@]*@", "//...@", text)
+
+
+def _override(settings: Settings, key: str, given: Sequence[str], place: str) -> Settings:
+    head, _, rest = key.partition(".")
+    if key == "engines":
+        return dataclasses.replace(settings, engines=tuple(engine_from_text(text, place) for text in given if text))
+    if rest:
+        part = getattr(settings, head)
+        hint = typing.get_type_hints(type(part))[rest]
+        part = dataclasses.replace(part, **{rest: from_text(hint, given[-1], place)})
+        return dataclasses.replace(settings, **{head: part})
+    hint = typing.get_type_hints(Settings)[head]
+    if get_origin(hint) is types.UnionType:
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    return dataclasses.replace(settings, **{head: from_text(hint, given[-1], place)})
+
+
+def _check(settings: Settings) -> None:
+    servers = [engine.server for engine in settings.engines]
+    for server in servers:
+        if servers.count(server) > 1:
+            raise ConfigError(f"engines: expected different names, found {server!r} twice; name them: NAME=URL")
+    for key, value, low in (
+        ("gpus.interval", settings.gpus.interval, 0.1),  # faster polling disturbs the workload
+        ("gpus.slow_interval", settings.gpus.slow_interval, 1.0),
+        ("sample_interval", settings.sample_interval, 0.5),
+        ("scrape_timeout", settings.scrape_timeout, 0.1),
+        ("discovery.refresh", settings.discovery.refresh, 1.0),
+        ("health.engine_stall", settings.health.engine_stall, 10.0),
+    ):
+        if value < low:
+            raise ConfigError(f"{key}: expected at least {low:g}s, found {value:g}s")
+
+
+def _read_duration(text: str) -> Seconds:
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError
+    return Seconds(float(match[1]) * _UNITS[match[2]])
+
+
+def _read_ratio(text: str) -> Ratio:
+    value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return Ratio(value)
+
+
+def _read_address(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ValueError
+    return Address(host.strip("[]") or "0.0.0.0", int(port))
+
+
+def _read_boolean(text: str) -> bool:
+    try:
+        return _BOOLEANS[text.lower()]
+    except KeyError:
+        raise ValueError from None
+
+
+def _read_whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _read_filled(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
+
+
+_READERS: Final[Mapping[Any, Callable[[str], Any]]] = {
+    str: _read_filled,
+    int: _read_whole,
+    float: float,
+    bool: _read_boolean,
+    Path: lambda text: Path(_read_filled(text)).expanduser(),
+    Seconds: _read_duration,
+    Ratio: _read_ratio,
+    Address: _read_address,
+    Secret: Secret,
+}
+_EXPECTATIONS: Final[Mapping[Any, str]] = {
+    str: "text",
+    int: "a whole number, 0 or more",
+    float: "a number",
+    bool: "on or off",
+    Path: "a path",
+    Seconds: "a duration such as 500ms, 15s or 5m",
+    Ratio: "a share such as 0.98 or 98%",
+    Address: "HOST:PORT such as 127.0.0.1:9836",
+}
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(str(choice) for choice in get_args(kind))
+    return _EXPECTATIONS.get(kind, "a value")
+
+
+def _describe(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    return "a list" if isinstance(node, yaml.SequenceNode) else f"{node.value!r}"
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    known = list(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f", did you mean {match[0]!r}?" if match else f"; known keys: {', '.join(known)}"

@@ -1,0 +1,162 @@
+"""One inference server as the sidecar sees it: its page on request, its recent past, what went wrong."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from ..config import EngineSettings
+from .exposition import Relabeler, ServerPage
+from .history import ReadingRing, Track
+from .page_client import FetchError, PageClient
+from .readings import read
+from .series import Sample, label_pairs
+
+log = logging.getLogger("vllm_vitals")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """One attempt at the server's page; `page` is None and `reason` set when it failed."""
+
+    at: float
+    seconds: float
+    raw: bytes
+    page: ServerPage | None
+    reason: str
+    detail: str
+
+
+class Engine:
+    """A server with its connection, its labels and its counters.
+
+    Args:
+        settings: where it is.
+        origin: how we know of it: config, file, dns or process.
+        raw_names, max_page_bytes, sample_interval: see Settings.
+    """
+
+    TRACKS = ("running", "waiting", "kv_cache_ratio", "prompt_tokens_per_second", "generation_tokens_per_second")
+    QUANTILE_TRACKS = ("ttft_p95_seconds", "tpot_p95_seconds")
+
+    def __init__(
+        self, settings: EngineSettings, origin: str, *, raw_names: bool, max_page_bytes: int, sample_interval: float
+    ) -> None:
+        self.settings = settings
+        self.origin = origin
+        self.server = settings.server
+        self.ring = ReadingRing(sample_interval)
+        self.tracks = {name: Track(sample_interval) for name in (*self.TRACKS, *self.QUANTILE_TRACKS)}
+        self.latest = Fetched(0.0, 0.0, b"", None, "pending", "not looked at yet")
+        self.healthy: bool | None = None
+        self.type_conflicts = 0
+        self._client = PageClient(settings, max_page_bytes)
+        self._relabeler = Relabeler(self.server, raw_names=raw_names)
+        self._labels = label_pairs(server=self.server)
+        self._in_flight: asyncio.Task[Fetched] | None = None
+        self._dropped_lines = 0
+        self._duplicates = 0
+
+    def close(self) -> None:
+        """Drop connections."""
+        if self._in_flight is not None:
+            self._in_flight.cancel()
+        self._client.close()
+
+    async def fetch(self, timeout: float) -> Fetched:
+        """Return the server's page within `timeout` seconds; callers at the same time share one request.
+
+        Never raises for a sick server: that is a Fetched with a reason.
+        """
+        if self._in_flight is None or self._in_flight.done():
+            self._in_flight = asyncio.create_task(self._fetch(timeout))
+        task = self._in_flight
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(task)
+        except TimeoutError:  # somebody else's request has a later deadline than ours
+            return Fetched(started, time.monotonic() - started, b"", None, "timeout", f"no page within {timeout:.1f} s")
+
+    async def _fetch(self, timeout: float) -> Fetched:
+        started = time.monotonic()
+        try:
+            raw = await self._client.metrics(timeout)
+        except FetchError as error:
+            fetched = Fetched(started, time.monotonic() - started, b"", None, error.reason, error.detail)
+        else:
+            seconds = time.monotonic() - started
+            # above a quarter of a megabyte the event loop would miss other deadlines
+            page = (
+                await asyncio.to_thread(self._relabeler.relabel, raw)
+                if len(raw) > 1 << 18
+                else self._relabeler.relabel(raw)
+            )
+            self._dropped_lines += page.dropped_lines
+            self._duplicates += page.duplicates
+            self.type_conflicts += page.type_conflicts
+            fetched = Fetched(started, seconds, raw, page, "", "")
+        if fetched.reason != self.latest.reason:
+            log.info("server %s: %s %s", self.server, fetched.reason or "up", fetched.detail)
+        self.latest = fetched
+        return fetched
+
+    async def observe(self, interval: float, timeout: float) -> None:
+        """Take a reading for health and the live page; a page that a scrape just brought is used again."""
+        fetched = self.latest
+        if fetched.page is None or time.monotonic() - fetched.at > interval / 2:
+            fetched = await self.fetch(timeout)
+        if fetched.page is None:
+            self.ring.lost()
+            self.healthy = None
+        else:
+            self.ring.add(read(fetched.page, fetched.raw, fetched.at))
+            self.healthy = await self._health(timeout)
+        self._track()
+
+    async def _health(self, timeout: float) -> bool | None:
+        try:
+            status = await self._client.health(timeout)
+        except FetchError:
+            return None  # the page came, so this says nothing that server_up does not
+        return None if status in {404, 405} else status < 500
+
+    def _track(self) -> None:
+        last = self.ring.last
+        values = {
+            "running": last.running if last else None,
+            "waiting": last.waiting if last else None,
+            "kv_cache_ratio": last.kv_cache_ratio if last else None,
+            "prompt_tokens_per_second": self.ring.latest_rate(lambda r: r.prompt_tokens),
+            "generation_tokens_per_second": self.ring.latest_rate(lambda r: r.generation_tokens),
+            "ttft_p95_seconds": self.ring.quantile(0.95, lambda r: r.ttft),
+            "tpot_p95_seconds": self.ring.quantile(0.95, lambda r: r.tpot),
+        }
+        for name, value in values.items():
+            self.tracks[name].add(value)
+
+    def samples(self, fetched: Fetched, stalled: bool) -> list[Sample]:
+        """Return our own series about this server for a page that shows `fetched`."""
+        labels = self._labels
+        last = self.ring.last
+        kind = last.kind if last else "unknown"
+        info = label_pairs(server=self.server, url=self.settings.url, kind=kind, origin=self.origin)
+        up = fetched.page is not None
+        samples = [
+            Sample("vllm_vitals_server_up", label_pairs(server=self.server, reason=fetched.reason), int(up)),
+            Sample("vllm_vitals_server_info", info, 1),
+            Sample("vllm_vitals_server_fetch_duration_seconds", labels, fetched.seconds),
+            Sample("vllm_vitals_server_dropped_lines_total", labels, self._dropped_lines),
+            Sample("vllm_vitals_server_duplicate_series_total", labels, self._duplicates),
+            Sample("vllm_vitals_server_type_conflicts_total", labels, self.type_conflicts),
+            Sample("vllm_vitals_server_restarts_total", labels, self.ring.restarts),
+        ]
+        if fetched.page is not None:
+            samples += [
+                Sample("vllm_vitals_server_page_bytes", labels, len(fetched.raw)),
+                Sample("vllm_vitals_server_page_samples", labels, fetched.page.samples),
+                Sample("vllm_vitals_server_stalled", labels, int(stalled)),
+            ]
+        if self.healthy is not None:
+            samples.append(Sample("vllm_vitals_server_healthy", labels, int(self.healthy)))
+        return samples

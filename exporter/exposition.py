@@ -1,0 +1,318 @@
+r"""The byte path: an engine's exposition page gets our label, today's names and its missing zeros without being parsed.
+
+A family's sample lines all begin with the family's name, so one `bytes.replace` of "\nNAME{" labels a whole family at
+once: a raw newline cannot stand inside a label value. One regular expression per family proves beforehand that every
+line is one Prometheus would accept. What does not fit that common form goes line by line, and a line that Prometheus
+would refuse is dropped and counted, since Prometheus throws away the whole page for one bad line.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from ..vocabulary import ENGINE_PROCESS_PREFIXES, HTTP_HANDLERS, HTTP_REQUESTS, HTTP_STATUSES, OURS, RENAMES
+from .series import label_pairs
+
+_NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
+_LABEL_NAME = rb"[a-zA-Z_][a-zA-Z0-9_]*+"
+_QUOTED = rb'"[^"\\\n]*+(?:\\[\\"n][^"\\\n]*+)*+"'
+
+# The common form of a family, from behind "# TYPE " to the next family's HELP line: every line is named after the
+# family, label values hold no escapes and no opening brace. Group 3 takes part when a line has no labels. Digits are
+# bounded: Go refuses a number that overflows, and with it the page.
+_COMMON_LABEL = _LABEL_NAME + rb'="[^"\\\n{]*+"'
+_COMMON_VALUE = rb"(?:-?[0-9]{1,30}+\.[0-9]{1,30}+(?:e[+-][0-9]{2})?+|-?[0-9]{1,30}+|[+-]Inf|NaN)"
+_COMMON_FORM: Final = {
+    kind: re.compile(
+        rb"(%b) %b((?:\n\1%b(?:\{%b(?:,%b)*+\}|()) %b)*+)(?:\n# HELP ([^\n]*+))?+"
+        % (_NAME, kind, suffixes, _COMMON_LABEL, _COMMON_LABEL, _COMMON_VALUE)
+    )
+    for kind, suffixes in (
+        (b"counter", b""),
+        (b"gauge", b""),
+        (b"untyped", b""),
+        (b"histogram", b"_(?:bucket|count|sum)"),
+        (b"summary", b"(?:_count|_sum)?+"),
+    )
+}
+
+# The format's full grammar: blanks between tokens, a trailing comma, empty braces, a timestamp in milliseconds.
+_SPACED_LABEL = rb"[ \t]*+%b[ \t]*+=[ \t]*+%b[ \t]*+" % (_LABEL_NAME, _QUOTED)
+_SPACED_LABELS = rb"(?:%b(?:,%b)*+(?:,[ \t]*+)?+|[ \t]*+)" % (_SPACED_LABEL, _SPACED_LABEL)
+_ANY_FORM: Final = re.compile(
+    rb"(%b)[ \t]*+(?:\{(%b)\})?+[ \t]*+([^ \t{}#]++)([ \t]++-?[0-9]++)?+" % (_NAME, _SPACED_LABELS)
+)
+_EACH_LABEL: Final = re.compile(rb"(%b)[ \t]*+=[ \t]*+(%b)" % (_LABEL_NAME, _QUOTED))
+_FAMILY_NAME: Final = re.compile(_NAME)
+
+_SUFFIXES: Final = {b"histogram": (b"_bucket", b"_count", b"_sum"), b"summary": (b"", b"_count", b"_sum")}
+_PLAIN: Final = (b"",)
+_RENAMES: Final = {old.encode(): new.encode() for old, new in RENAMES.items()}
+_ENGINE_PROCESS: Final = tuple(prefix.encode() for prefix in ENGINE_PROCESS_PREFIXES)
+_OURS: Final = frozenset(name.encode() for name in OURS)  # a chained exporter's: on our page they have one owner
+_HTTP_REQUESTS: Final = HTTP_REQUESTS.encode()
+_HTTP_HANDLERS: Final = tuple((b'"%b"' % path.encode(), b'"%b"' % method.encode()) for path, method in HTTP_HANDLERS)
+_HTTP_STATUSES: Final = tuple(b'"%b"' % status.encode() for status in HTTP_STATUSES)
+_PLAN_BOUND: Final = 4096  # a page that invents family names at every scrape must not grow us
+
+
+class Family(NamedTuple):
+    """One family of one server: `header` holds its HELP and TYPE lines, `lines` its labelled samples."""
+
+    kind: bytes
+    header: bytes
+    lines: bytes
+
+
+class ServerPage(NamedTuple):
+    """A server's page, ready to be merged.
+
+    Attributes:
+        families: by name, today's names, in the page's order.
+        samples: samples in `families`.
+        dropped_lines: lines that Prometheus would have refused.
+        duplicates: samples left out because the page had their series already.
+        type_conflicts: families stated twice with different types.
+    """
+
+    families: dict[bytes, Family]
+    samples: int
+    dropped_lines: int
+    duplicates: int
+    type_conflicts: int
+
+
+class _Plan(NamedTuple):
+    """What to do with the family of one TYPE line; made at its first sight, since pages repeat themselves.
+
+    Attributes:
+        name: the family's name on the page, empty when the TYPE line makes no sense.
+        kind: its type.
+        targets: names under which it leaves, each with its header; none when it is left out.
+    """
+
+    name: bytes
+    kind: bytes
+    targets: tuple[tuple[bytes, bytes], ...]
+
+
+_NO_HTTP_REQUESTS: Final = Family(
+    b"counter",
+    b"# HELP %b HTTP requests by handler, method and status.\n# TYPE %b counter\n" % (_HTTP_REQUESTS, _HTTP_REQUESTS),
+    b"",
+)
+_NO_FAMILY: Final = _Plan(b"", b"untyped", ())
+
+
+class Relabeler:
+    """Turns pages of one server into families that carry `server="NAME"`.
+
+    Args:
+        server: value of the label.
+        raw_names: keep families under their old names beside today's.
+    """
+
+    def __init__(self, server: str, *, raw_names: bool = False) -> None:
+        self._label = label_pairs(server=server).encode()
+        self._brace = b"{%b," % self._label
+        self._braces = b"{%b} " % self._label
+        self._raw_names = raw_names
+        self._plans: dict[bytes, _Plan] = {}
+        self._http_series: tuple[bytes, ...] | None = None
+        self._http_zeros = b""
+
+    def relabel(self, page: bytes) -> ServerPage:
+        """Return the page's families; never raises, whatever the bytes are."""
+        common = _is_utf8(page) and b'server="' not in page
+        whole, _, torn = page.rpartition(b"\n")  # without its newline the last line may have lost digits
+        samples, dropped, duplicates, conflicts = 0, int(bool(torn.strip())), 0, 0
+        families: dict[bytes, Family] = {}
+        strangers: list[bytes] = []
+        leading, *parts = (b"\n" + whole).split(b"\n# TYPE ")
+        lines, help_line = _cut_help(leading)
+        if lines:
+            dropped += self._line_by_line(_NO_FAMILY, b"", lines, strangers)[1]
+        for part in parts:
+            end = part.find(b"\n")
+            head = part[:end] if end >= 0 else part
+            plan = self._plans.get(head) or self._plan(head, help_line)
+            match = _COMMON_FORM[plan.kind].fullmatch(part) if common else None
+            if match is None:
+                lines, help_line = _cut_help(part[len(head) :])
+            else:
+                lines, help_line = match[2], match[4] or b""
+            for target, header in plan.targets:
+                if target != plan.name and b"\n# TYPE %b " % target in page:
+                    continue  # the page has the same thing under today's name
+                if match is None:
+                    labelled, bad = self._line_by_line(plan, target, lines, strangers)
+                    count = labelled.count(b"\n")
+                    dropped += bad
+                else:
+                    labelled, count = self._labelled(lines, plan.name, target, bare=match[3] is not None)
+                samples += count
+                earlier = families.get(target)
+                if earlier is None:
+                    families[target] = Family(plan.kind, header, labelled)
+                else:
+                    conflicts += earlier.kind != plan.kind
+                    duplicates += _append(families, target, labelled)
+        for line in strangers:
+            samples += 1
+            duplicates += _append(families, self._owner(line, families), line)
+        if b"\n# TYPE vllm:" in page or _HTTP_REQUESTS in families:
+            samples += self._add_http_zeros(families)
+        samples -= duplicates
+        return ServerPage(families, samples, dropped, duplicates, conflicts)
+
+    def _plan(self, head: bytes, help_line: bytes) -> _Plan:
+        """Return what to do with the family of this TYPE line; the engine's own process is left out."""
+        if len(self._plans) >= _PLAN_BOUND:
+            self._plans.clear()
+        words = head.split()
+        name = words[0] if len(words) == 2 and _FAMILY_NAME.fullmatch(words[0]) and _is_utf8(head) else b""
+        kind = words[1] if name and words[1] in _COMMON_FORM else b"untyped"
+        today = _RENAMES.get(name)
+        names = [name] if today is None else [today, name] if self._raw_names else [today]
+        if not name or name in _OURS or name.startswith(_ENGINE_PROCESS):
+            names = []
+        help_name, _, text = help_line.partition(b" ")
+        text = text if help_name == name and _is_utf8(text) else b""
+        plan = _Plan(name, kind, tuple((target, _header(target, kind, text)) for target in names))
+        self._plans[head] = plan
+        return plan
+
+    def _labelled(self, lines: bytes, name: bytes, target: bytes, *, bare: bool) -> tuple[bytes, int]:
+        """Return lines in the common form with our label and the family's new name, and how many they are."""
+        if not lines:
+            return b"", 0
+        labelled = lines.replace(b"{", self._brace)
+        count = (len(labelled) - len(lines)) // (len(self._brace) - 1)  # one brace a line, so no need to look again
+        if bare:
+            parts = labelled.split(b"\n")
+            count = len(parts) - 1
+            labelled = b"\n".join([part if b"{" in part else part.replace(b" ", self._braces) for part in parts])
+        if name != target:
+            labelled = labelled.replace(b"\n" + name, b"\n" + target)
+        return labelled[1:] + b"\n", count
+
+    def _line_by_line(self, plan: _Plan, target: bytes, lines: bytes, strangers: list[bytes]) -> tuple[bytes, int]:
+        """Return the family's good lines and the number of bad ones; lines of other families go to `strangers`."""
+        own = {plan.name + suffix: target + suffix for suffix in _SUFFIXES.get(plan.kind, _PLAIN)}
+        good: dict[bytes, bytes] = {}
+        bad = 0
+        for line in lines.split(b"\n"):
+            text = line.strip(b" \t\r")
+            if not text or text.startswith(b"#"):
+                continue
+            match = _ANY_FORM.fullmatch(text)
+            labels = _relabelled(match[2] or b"") if match else None
+            if match is None or labels is None or not _is_number(match[3]) or not _is_utf8(text):
+                bad += 1
+                continue
+            series = b"{" + self._label + (b"," + labels if labels else b"") + b"}"
+            value = b" " + match[3] + (b" " + match[4].strip() if match[4] else b"") + b"\n"
+            if match[1] in own:
+                good.setdefault(own[match[1]] + series, value)
+            elif match[1] not in _OURS and not match[1].startswith(_ENGINE_PROCESS):
+                strangers.append(match[1] + series + value)
+        return b"".join(series + value for series, value in good.items()), bad
+
+    def _owner(self, line: bytes, families: dict[bytes, Family]) -> bytes:
+        """Return the family of a sample that stood under another family's header or under none."""
+        name = line[: line.index(b"{")]
+        for suffix in (b"_bucket", b"_count", b"_sum"):
+            base = name.removesuffix(suffix)
+            if base != name and base in families and suffix in _SUFFIXES.get(families[base].kind, _PLAIN):
+                return base
+        families.setdefault(name, Family(b"untyped", b"", b""))
+        return name
+
+    def _add_http_zeros(self, families: dict[bytes, Family]) -> int:
+        """Give every handler its children for all outcomes; returns how many were added."""
+        family = families.get(_HTTP_REQUESTS, _NO_HTTP_REQUESTS)
+        series = tuple([line[: line.rindex(b"}")] for line in family.lines.splitlines()])
+        if series != self._http_series:
+            self._http_series, self._http_zeros = series, self._zeros(series)
+        families[_HTTP_REQUESTS] = family._replace(lines=family.lines + self._http_zeros)
+        return self._http_zeros.count(b"\n")
+
+    def _zeros(self, series: Iterable[bytes]) -> bytes:
+        labels = [dict(_EACH_LABEL.findall(line)) for line in series]
+        present = {tuple(label.get(name, b'""') for name in (b"handler", b"method", b"status")) for label in labels}
+        handlers = dict.fromkeys((*_HTTP_HANDLERS, *((handler, method) for handler, method, _ in sorted(present))))
+        return b"".join(
+            b"%b{%b,handler=%b,method=%b,status=%b} 0.0\n" % (_HTTP_REQUESTS, self._label, handler, method, status)
+            for handler, method in handlers
+            for status in _HTTP_STATUSES
+            if (handler, method, status) not in present
+        )
+
+
+def merge(pages: Iterable[ServerPage]) -> tuple[bytes, list[int]]:
+    """Return all pages as one, each family once under its first HELP and TYPE, and the type conflicts of each page."""
+    merged: dict[bytes, list[bytes]] = {}
+    kinds: dict[bytes, bytes] = {}
+    conflicts = []
+    for page in pages:
+        conflicts.append(0)
+        for name, (kind, header, lines) in page.families.items():
+            parts = merged.get(name)
+            if parts is None:
+                merged[name] = [header, lines]
+                kinds[name] = kind
+            else:
+                parts.append(lines)
+                conflicts[-1] += kinds[name] != kind
+    return b"".join(part for parts in merged.values() for part in parts), conflicts
+
+
+def _cut_help(lines: bytes) -> tuple[bytes, bytes]:
+    """Return the lines without the HELP line of the next family at their end, and that HELP line's content."""
+    before, mark, help_line = lines.rpartition(b"\n# HELP ")
+    return (before, help_line) if mark and b"\n" not in help_line else (lines, b"")
+
+
+def _header(name: bytes, kind: bytes, text: bytes) -> bytes:
+    """Return HELP (where the page has one) and TYPE."""
+    type_line = b"# TYPE %b %b\n" % (name, kind)
+    return b"# HELP %b %b\n%b" % (name, text, type_line) if text else type_line
+
+
+def _append(families: dict[bytes, Family], name: bytes, lines: bytes) -> int:
+    """Add lines to a family; returns how many were left out because their series is there already."""
+    family = families[name]
+    present = {line[: line.rindex(b"}")] for line in family.lines.splitlines()}
+    fresh = [line for line in lines.splitlines(keepends=True) if line[: line.rindex(b"}")] not in present]
+    families[name] = family._replace(lines=family.lines + b"".join(fresh))
+    return lines.count(b"\n") - len(fresh)
+
+
+def _relabelled(labels: bytes) -> bytes | None:
+    """Return label pairs in the common form, a `server` of theirs as `exported_server`; None when a name repeats."""
+    pairs = _EACH_LABEL.findall(labels)
+    names = {name for name, _ in pairs}
+    if len(names) < len(pairs):
+        return None
+    exported = b"exported_server"
+    while exported in names:  # Prometheus prefixes again and again, too
+        exported = b"exported_" + exported
+    return b",".join((exported if name == b"server" else name) + b"=" + value for name, value in pairs)
+
+
+def _is_number(token: bytes) -> bool:
+    """Tell whether Prometheus reads this value: Go knows no overflow and no underscores in decimals."""
+    try:
+        value = float(token)
+    except ValueError:
+        return False
+    return b"_" not in token and (abs(value) != float("inf") or b"inf" in token.lower())
+
+
+def _is_utf8(text: bytes) -> bool:
+    """Tell whether the text is UTF-8 without NUL, which ends the text for Prometheus."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in text
