@@ -111,6 +111,12 @@ class Discovery:
     refresh: Seconds = Seconds(30)
 
 
+GpuFamily = Literal[
+    "utilization", "encoder", "memory", "bar1", "power", "energy", "temperature", "fan", "clocks", "throttle", "gpm",
+    "pcie", "nvlink", "ecc", "remapped_rows", "xid", "recovery", "processes", "mig",
+]  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
     """What is read from NVML and how often."""
@@ -118,7 +124,7 @@ class GpuSettings:
     enabled: bool = True
     interval: Seconds = Seconds(1)
     slow_interval: Seconds = Seconds(10)
-    families: Mapping[str, bool] = field(default_factory=dict)
+    families: Mapping[GpuFamily, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +297,13 @@ def from_node(kind: Any, node: yaml.Node, file: str, key: str = "") -> Any:
     if origin is not None and origin is not Literal:  # Mapping[str, X]
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{place}: {key}: expected a mapping, found {_describe(node)}")
-        return {k.value: from_node(get_args(kind)[1], v, file, f"{key}.{k.value}") for k, v in node.value}
+        names, values = get_args(kind)
+        return {
+            from_text(names, name.value, f"{file}:{name.start_mark.line + 1}: {key}"): from_node(
+                values, value, file, f"{key}.{name.value}"
+            )
+            for name, value in node.value
+        }
     if not isinstance(node, yaml.ScalarNode):
         raise ConfigError(f"{place}: {key}: expected {_expected(kind)}, found {_describe(node)}")
     return from_text(kind, node.value, f"{place}: {key}")

@@ -159,7 +159,7 @@ class Engine:
 
     Attributes:
         slowdown: clocks of the slowest GPU over normal; 1 is full speed.
-        stalled: the running step never ends (a collective waits for a GPU that is gone).
+        stalled: whether `stall` was called.
     """
 
     def __init__(self, config: EngineConfig, now: float = 0.0) -> None:
@@ -223,6 +223,11 @@ class Engine:
         heappush(self._ingress, (request.arrival + request.ingress, request.number, seq))
         if request.gives_up < math.inf:
             heappush(self._departures, (request.gives_up, request.number, seq))
+
+    def stall(self) -> None:
+        """Never end the running step: a collective waits for a GPU that is gone."""
+        self._done = self.work
+        self.stalled = True
 
     def advance(self, to: float) -> list[Outcome]:
         """Let everything happen up to a moment; return what left the engine."""

@@ -147,6 +147,7 @@ class Fleet:
                 decode=min(1.0, (work.decode_seconds - before.decode_seconds) / seconds),
                 link_bytes=(work.tokens - before.tokens) * server.config.collective_bytes_per_token,
                 memory_share=server.config.gpu_memory_utilization,
+                pace=engine.slowdown,
                 hung=engine.stalled,
             )
             for rank, gpu in enumerate(seat.gpus):
@@ -179,4 +180,5 @@ def _server(model: Model, scene: Scene, number: int, seed: int) -> Server:
     again = number // len(MODELS)
     name = f"{model.name}-{again + 1}" if again else model.name
     traffic = shaped(model.traffic, shape, scene.period)
-    return Server(name, config, traffic, engines=model.engines, number=number, random=Random(f"{seed}:{name}"))
+    random = Random(f"{seed}:{name}")  # noqa: S311  reproducible, and nothing secret
+    return Server(name, config, traffic, engines=model.engines, number=number, random=random)

@@ -7,7 +7,7 @@ from random import Random
 from threading import Condition
 from typing import Final, NamedTuple
 
-from ..exporter.gpus import GpuError, GpuProcess, XidEvent
+from ..exporter.gpu_types import GpuError, GpuProcess, XidEvent
 from ..exporter.series import Sample, label_pairs
 
 NAME: Final = "NVIDIA H100 80GB HBM3 (simulated)"
@@ -30,7 +30,8 @@ _CAP_WATTS: Final = 670.0  # above, the clocks are trimmed
 
 _AMBIENT_CELSIUS: Final = 27.0
 _CELSIUS_PER_WATT: Final = 0.052
-_HEATED_CELSIUS: Final = 90.0  # what the slowdown holds when the cooling is gone
+_HEATING_CELSIUS: Final = 115.0  # where full load would end without cooling
+_HELD_CELSIUS: Final = 90.0  # what the slowdown holds instead
 _SLOWDOWN_CELSIUS: Final = 88.0
 _RELEASE_CELSIUS: Final = 80.0
 _SLOWED_SPEED: Final = 0.5
@@ -49,6 +50,7 @@ class Load(NamedTuple):
         decode: share of the tick in decoding.
         link_bytes: bytes sent over NVLink, in the tick.
         memory_share: share of the memory that the engine holds.
+        pace: speed of the slowest GPU of the engine; a faster one waits for it.
         hung: a kernel waits for a GPU that does not answer.
         pid: the process that holds the memory.
     """
@@ -57,6 +59,7 @@ class Load(NamedTuple):
     decode: float = 0.0
     link_bytes: float = 0.0
     memory_share: float = 0.0
+    pace: float = 1.0
     hung: bool = False
     pid: int = 0
 
@@ -98,11 +101,12 @@ class SimulatedGpu:
         blend = 1.0 - math.exp(-seconds / _AVERAGE_SECONDS)
         self._load = load
         self._utilization += (busy - self._utilization) * blend
-        self._prefill += (load.prefill - self._prefill) * blend
-        self._decode += (load.decode - self._decode) * blend
+        working = min(1.0, load.pace / self.speed)
+        self._prefill += (load.prefill * working - self._prefill) * blend
+        self._decode += (load.decode * working - self._decode) * blend
         self._busy_seconds += busy * seconds
 
-        dynamic = _ACTIVE_WATTS * busy + _PREFILL_WATTS * load.prefill + _DECODE_WATTS * load.decode
+        dynamic = _ACTIVE_WATTS * busy + working * (_PREFILL_WATTS * load.prefill + _DECODE_WATTS * load.decode)
         noise = 1.0 + self._random.uniform(-0.01, 0.01)
         # voltage follows the clock, so dynamic power falls faster than it
         power = (_IDLE_WATTS + (_CONTEXT_WATTS if load.pid else 0.0) + dynamic * self.speed**2) * noise
@@ -111,7 +115,10 @@ class SimulatedGpu:
         self._average_power += (self._power - self._average_power) * blend
         self._energy += self._power * seconds
 
-        settled = _HEATED_CELSIUS if self.heated else _AMBIENT_CELSIUS + _CELSIUS_PER_WATT * self._average_power
+        if self.heated:
+            settled = _HELD_CELSIUS if self.speed < 1.0 else _HEATING_CELSIUS
+        else:
+            settled = _AMBIENT_CELSIUS + _CELSIUS_PER_WATT * self._average_power
         self._celsius += (settled - self._celsius) * (1.0 - math.exp(-seconds / _LAG_SECONDS))
         if self._celsius >= _SLOWDOWN_CELSIUS:
             self.speed = max(_SLOWED_SPEED, self.speed - 0.2 * seconds)
@@ -221,7 +228,7 @@ class SimulatedGpus:
     """
 
     def __init__(self, count: int, seed: int, epoch: float) -> None:
-        random = Random(f"{seed}:gpus")
+        random = Random(f"{seed}:gpus")  # noqa: S311  reproducible, and nothing secret
         self.epoch = epoch
         self._now = 0.0
         self._lock = Condition()
@@ -232,7 +239,9 @@ class SimulatedGpus:
         self._xids: list[XidEvent] = []
 
     def open(self) -> Sequence[SimulatedGpu]:
-        """Return the GPUs, lost ones too, as NVML goes on counting them."""
+        """Return the GPUs, lost ones too, as NVML goes on counting them; raises GpuError when there is none."""
+        if not self._gpus:
+            raise GpuError("no_gpus")
         return self._gpus
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ class Server:
     def stall(self) -> None:
         """Let the engines hang in the middle of a step while the API process keeps answering."""
         for engine in self.engines:
-            engine.stalled = True
+            engine.stall()
 
     def worker_pid(self, engine: int, rank: int) -> int:
         """Return the simulated process that holds a GPU."""

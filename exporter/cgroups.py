@@ -8,7 +8,7 @@ from typing import NamedTuple
 _CONTAINER = re.compile(r"(?:^|[/:-])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
 # kubepods/burstable/pod<uid> (cgroupfs driver) or kubepods-burstable-pod<uid with underscores>.slice (systemd driver).
 # A static pod's uid is 32 hex digits without dashes.
-_POD = re.compile(r"(?:^|[/-])pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})(?:\.slice)?(?=/|$)")
+_POD = re.compile(r"(?:^|[/-])pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})(?:\.slice)?(?=[/:]|$)")
 
 
 class Membership(NamedTuple):

@@ -4,6 +4,7 @@ import glob
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,16 +18,26 @@ MAX_SERVERS: Final = 1000
 _DNS_SECONDS: Final = 3.0
 
 
+# Looks for servers on this machine; gets the HOST:PORT of those known.
+Finder = Callable[[frozenset[str]], list[EngineSettings]]
+
+
 class ServerList:
     """All servers, refreshed from where they come; what fails keeps its last good list.
+
+    Args:
+        static: servers of the config.
+        discovery: files and DNS names.
+        finder: looks for servers on this machine; what it found once stays, so that a crash shows as down.
 
     Attributes:
         failures: refreshes that failed, by origin.
     """
 
-    def __init__(self, static: Sequence[EngineSettings], discovery: Discovery, origin: str = "config") -> None:
-        self._static = [(engine, origin) for engine in static]
+    def __init__(self, static: Sequence[EngineSettings], discovery: Discovery, finder: Finder | None = None) -> None:
+        self._static = [(engine, "config") for engine in static]
         self._discovery = discovery
+        self._finder = finder
         self._found: dict[str, list[tuple[EngineSettings, str]]] = {}
         self._complained: dict[str, str] = {}
         self.failures: Counter[str] = Counter()
@@ -34,14 +45,16 @@ class ServerList:
     @property
     def dynamic(self) -> bool:
         """Whether there is anything to refresh."""
-        return bool(self._discovery.files or self._discovery.dns)
+        return bool(self._discovery.files or self._discovery.dns or self._finder)
 
     def refresh(self) -> None:
         """Look at files and names; blocking, within a few seconds, never raises."""
         for pattern in self._discovery.files:
-            self._try("file", pattern, lambda pattern=pattern: _from_files(pattern))  # type: ignore[misc]
+            self._try("file", pattern, partial(_from_files, pattern))
         for entry in self._discovery.dns:
-            self._try("dns", entry.name, lambda entry=entry: _from_dns(entry))  # type: ignore[misc]
+            self._try("dns", entry.name, partial(_from_dns, entry))
+        if self._finder is not None:
+            self._try("process", "this machine", partial(self._with_known, self._finder))
 
     def servers(self) -> list[tuple[EngineSettings, str]]:
         """Return (server, origin), each name once, the config's own first."""
@@ -50,12 +63,16 @@ class ServerList:
             unique.setdefault(engine.server, (engine, origin))
         return list(unique.values())[:MAX_SERVERS]
 
+    def _with_known(self, finder: Finder) -> list[EngineSettings]:
+        known = [engine for engine, _ in self._found.get("process this machine", ())]
+        return known + finder(frozenset(engine.server for engine in known))
+
     def _try(self, origin: str, what: str, look: Callable[[], Iterable[EngineSettings]]) -> None:
         key = f"{origin} {what}"
         try:
             self._found[key] = [(engine, origin) for engine in look()]
             self._complained.pop(key, None)
-        except Exception as error:  # noqa: BLE001  whatever a resolver or a half-written file brings
+        except Exception as error:
             self.failures[origin] += 1
             if self._complained.get(key) != str(error):
                 self._complained[key] = str(error)

@@ -15,7 +15,7 @@ class GpuLines:
         self._prefixes: dict[tuple[str, str], str] = {}
 
     def render(self, samples: Sequence[Sample]) -> dict[str, bytes]:
-        """Return the lines of each family; five times cheaper than writing the labels anew each second."""
+        """Return the lines of each family."""
         prefixes = self._prefixes
         lines: dict[str, list[str]] = {}
         for family, labels, value in samples:

@@ -33,6 +33,12 @@ class XidCounts:
             self._last[code] = event.timestamp
             self._changed()
 
+    def move(self, gpu_labels: str) -> None:
+        """Write other labels from now on."""
+        with self._lock:
+            self._gpu_labels = gpu_labels
+            self._changed()
+
     def _changed(self) -> None:
         own = [Sample(TOTAL, label_pairs(xid=code), count) for code, count in self._counts.items()]
         own += [Sample(LAST, label_pairs(xid=code), at) for code, at in self._last.items()]

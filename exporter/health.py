@@ -6,7 +6,8 @@ from typing import Final, Literal
 
 from ..config import HealthSettings
 from .engines import Engine, Fetched
-from .gpus import GpuSnapshot
+from .gpu_types import GpuSnapshot
+from .gpu_xids import LAST as XID_LAST
 from .xid import XIDS
 
 Status = Literal["ok", "warning", "critical"]
@@ -50,18 +51,11 @@ class Verdict:
         return self.status != "critical"
 
 
-def gpu_verdict(gpu: GpuSnapshot, xids: Mapping[int, float], limits: HealthSettings, now: float) -> Verdict:
-    """Return the verdict on a GPU.
-
-    Args:
-        gpu: its last snapshot.
-        xids: code -> Unix time of its last event on this GPU.
-        limits: thresholds.
-        now: Unix time.
-    """
+def gpu_verdict(gpu: GpuSnapshot, limits: HealthSettings, now: float) -> Verdict:
+    """Return the verdict on a GPU; `now` is Unix time, since XID events carry it."""
     critical: list[str] = []
     warning: list[str] = []
-    value = {key: v for key, v in gpu.values.items() if gpu.up}
+    value = gpu.values
     if not gpu.up:
         critical.append(f"not readable: {gpu.reason}")
     used, total = value.get(("nvidia_gpu_memory_used_bytes", "")), value.get(("nvidia_gpu_memory_total_bytes", ""))
@@ -74,7 +68,7 @@ def gpu_verdict(gpu: GpuSnapshot, xids: Mapping[int, float], limits: HealthSetti
     if action:
         name = RECOVERY_ACTIONS[int(action)] if action < len(RECOVERY_ACTIONS) else "unknown"
         critical.append(f"the driver asks for: {name}")
-    for code, at in sorted(xids.items()):
+    for code, at in sorted(last_xids(gpu).items()):
         known = XIDS.get(code)
         if now - at < XID_WINDOW_SECONDS:
             text = f"XID {code}" + (f": {known.meaning}" if known else "")
@@ -103,6 +97,12 @@ def engine_verdict(engine: Engine, fetched: Fetched, limits: HealthSettings) -> 
 def is_stalled(engine: Engine, limits: HealthSettings) -> bool:
     """Tell whether there has been work but no progress for longer than allowed."""
     return engine.ring.stalled_seconds() >= limits.engine_stall
+
+
+def last_xids(gpu: GpuSnapshot) -> dict[int, float]:
+    """Return XID code -> Unix time of its last event on this GPU."""
+    codes = {labels: at for (family, labels), at in gpu.values.items() if family == XID_LAST}
+    return {int(code): at for labels, at in codes.items() if (code := labels.split('"')[1]).isdigit()}
 
 
 def worst(verdicts: Iterable[Verdict]) -> Status:

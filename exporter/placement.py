@@ -454,7 +454,7 @@ class Placement:
     """Walks in its own thread when something changed, and holds the last result.
 
     A walk is due when the key of the inputs differs, when a process of the last walk has gone, when the last walk left
-    an engine unknown (with growing pauses), or after `backstop` seconds.
+    something to be found (with growing pauses), or after `backstop` seconds.
 
     Args:
         proc: where procfs is mounted.
@@ -487,6 +487,7 @@ class Placement:
         self._walked_key: object = None
         self._walked_at = -float("inf")
         self._retry = pause
+        self._is_settled = False
         self._duration = 0.0
         self._walks = 0
         self._failures = Counter({"config": 0, "process": 0, "pod-resources": 0})
@@ -545,7 +546,7 @@ class Placement:
                 if self._stopping.is_set() or not self._is_due():
                     continue
                 self.walk()
-            except Exception:  # noqa: BLE001 - the thread outlives whatever /proc, DNS or the kubelet come up with
+            except Exception:
                 self._fail("walk", "placement walk failed")
             self._stopping.wait(self._pause)
 
@@ -558,7 +559,7 @@ class Placement:
             return True
         if any(start_time(pid, self._proc) != start for pid, start in self._starts.items()):
             return True
-        return any(row.source == "unknown" for row in self._placed) and age > self._retry
+        return not self._is_settled and age > self._retry
 
     def walk(self) -> None:
         """Gather, decide and keep; called by the thread, and by tests and one-shot commands directly."""
@@ -588,8 +589,8 @@ class Placement:
         placed = place(engines, gpus, tree, self._ask_kubelet(), here, resolved)
         roles = process_roles(engines, tree, resolved)
         watched = {pid for members in roles.values() for pid in members}
-        complete = not any(row.source == "unknown" for row in placed)
-        self._retry = self._pause if complete or key != self._walked_key else min(self._retry * 2, self._backstop)
+        self._retry = self._pause if key != self._walked_key else min(self._retry * 2, self._backstop)
+        self._is_settled = _is_settled(placed, roles)
         self._placed, self._roles = placed, roles
         self._starts = {pid: tree.processes[pid].start for pid in watched}
         self._walked_key = key
@@ -623,6 +624,13 @@ class Placement:
         if message not in self._said and len(self._said) < 100:
             self._said.add(message)
             log.warning(message, exc_info=trace)
+
+
+def _is_settled(placed: Sequence[Placed], roles: Mapping[str, Mapping[int, str]]) -> bool:
+    """Return whether nothing better is to be expected: a server that is still starting has no engine processes yet."""
+    return all(row.source in {"config", "process"} for row in placed) and all(
+        {"engine_core", "worker"} & set(members.values()) for members in roles.values()
+    )
 
 
 def _key(engines: Sequence[EngineFacts], gpus: Sequence[GpuFacts]) -> object:

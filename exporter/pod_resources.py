@@ -97,16 +97,12 @@ def list_pods(socket: Path = KUBELET_SOCKET, deadline: float = DEADLINE_SECONDS)
         OSError: no socket, or nobody answers within the deadline (TimeoutError).
         RuntimeError: the kubelet refused, or answered with something else.
     """
-    import grpclib.exceptions  # noqa: PLC0415 - 10 MiB, only inside Kubernetes
-
     try:
         answer = asyncio.run(_call(str(socket), deadline))
-    except (
-        grpclib.exceptions.GRPCError,
-        grpclib.exceptions.ProtocolError,
-        grpclib.exceptions.StreamTerminatedError,
-    ) as e:
-        raise RuntimeError(f"{socket}: {e}") from e
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # grpclib lets h2's and protobuf's own errors through
+        raise RuntimeError(f"{socket}: {error!r}") from error
     return pod_devices(answer)
 
 
@@ -139,7 +135,7 @@ def pod_names(logs: Path = POD_LOGS) -> dict[str, tuple[str, str]]:
 
 
 async def _call(socket: str, deadline: float) -> Any:
-    from grpclib.client import Channel, UnaryUnaryMethod  # noqa: PLC0415 - as above
+    from grpclib.client import Channel, UnaryUnaryMethod  # noqa: PLC0415 - 10 MiB, only inside Kubernetes
 
     kinds = messages()
     channel = Channel(path=socket)

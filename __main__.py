@@ -1,0 +1,7 @@
+"""`python -m vllm_vitals` is the command `vllm-vitals`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,204 @@
+"""The command `vllm-vitals`: parsing and printing only."""
+
+import argparse
+import asyncio
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from . import __version__
+from .config import OPTIONS, ConfigError, Settings, load, unknown_variables
+
+_SETTINGS_FILES: Final = ("vitals.yaml", "vitals.yml")
+
+_EXAMPLES: Final = {
+    "up": """examples:
+  vllm-vitals up                                     find the engines of this machine and watch them
+  vllm-vitals up --engine http://127.0.0.1:8000      watch this one
+  vllm-vitals up --demo --scene kv-pressure          no GPU and no vLLM needed""",
+    "exporter": """examples:
+  vllm-vitals exporter --engine http://127.0.0.1:8000
+  vllm-vitals exporter --engine llama=http://10.0.0.5:8000 --engine qwen=http://10.0.0.6:8000 --listen 0.0.0.0:9836 \\
+      --web.config.file web.yml
+  VLLM_VITALS_ENGINE=http://127.0.0.1:8000 vllm-vitals exporter --config vitals.yaml""",
+    "doctor": """examples:
+  vllm-vitals doctor
+  vllm-vitals doctor --engine http://127.0.0.1:8000""",
+    "demo": """examples:
+  vllm-vitals demo                                   two simulated engines on eight simulated GPUs
+  vllm-vitals demo --scene engine-crash --listen 127.0.0.1:9999
+  vllm-vitals demo --engines 64 --pages-only         only the engines' pages, for load tests""",
+    "version": """example:
+  vllm-vitals version""",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong input."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except ConfigError as error:
+        print(f"vllm-vitals: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .demo.scenes import SCENES  # noqa: PLC0415  names for --help
+
+    parser = argparse.ArgumentParser(
+        prog="vllm-vitals",
+        description="Watch vLLM engines and the GPUs they run on: one page of metrics, health, a live view.",
+        epilog="vllm-vitals COMMAND --help shows options and examples of a command.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    up = command("up", _up, "run exporter and live page, with Prometheus and Alertmanager where they are installed")
+    _add_settings(up)
+    up.add_argument("--demo", action="store_true", help="simulated engines and GPUs: needs neither")
+    _add_scene(up, SCENES)
+    up.add_argument("--state", type=Path, metavar="DIR", help="where Prometheus and Alertmanager keep their data")
+    up.add_argument("--no-prometheus", action="store_true", help="do not start Prometheus and Alertmanager")
+
+    exporter = command("exporter", _exporter, "run the exporter: /metrics, health and the live page")
+    _add_settings(exporter)
+
+    doctor = command("doctor", _doctor, "look at this machine and say what is there, what is missing and what to do")
+    _add_settings(doctor)
+
+    demo = command("demo", _demo, "run exporter and live page over simulated engines and GPUs")
+    _add_settings(demo)
+    _add_scene(demo, SCENES)
+    demo.add_argument("--engines", type=_positive, default=2, metavar="N", help="simulated engines (default 2)")
+    demo.add_argument("--simulated-gpus", type=_positive, default=8, metavar="N", help="simulated GPUs (default 8)")
+    demo.add_argument(
+        "--base-port", type=int, default=18100, metavar="PORT", help="first engine's port (default 18100)"
+    )
+    demo.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+    demo.add_argument("--pages-only", action="store_true", help="serve the engines' pages, no exporter")
+
+    command("version", _version, "print the versions of this package, Python and NVML's binding")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings (default: ./vitals.yaml when it is there)"
+    )
+    for option in OPTIONS:
+        note = f"{option.help} [{option.variable}]"
+        if option.metavar:
+            parser.add_argument(
+                option.flag, action="append", default=[], metavar=option.metavar, dest=option.flag, help=note
+            )
+        else:
+            parser.add_argument(option.flag, action="append_const", const="on", default=[], dest=option.flag, help=note)
+
+
+def _add_scene(parser: argparse.ArgumentParser, scenes: Sequence[str]) -> None:
+    parser.add_argument(
+        "--scene", choices=list(scenes), default="steady", help="what happens in the demo (default steady)"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("expected a number from 1 on")
+    return value
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    path = options.config or next((Path(name) for name in _SETTINGS_FILES if Path(name).is_file()), None)
+    settings = load(path, {option.flag: getattr(options, option.flag) for option in OPTIONS})
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    for sentence in unknown_variables():
+        logging.getLogger("vllm_vitals").warning(sentence)
+    return settings
+
+
+def _exporter(options: argparse.Namespace) -> int:
+    from .exporter.serve import serve  # noqa: PLC0415  each command loads what it needs
+
+    settings = _settings(options)
+    return asyncio.run(serve(settings, announce=_announce))
+
+
+def _announce(url: str) -> None:
+    print(f"live page  {url}/\nmetrics    {url}/metrics", flush=True)
+
+
+def _up(options: argparse.Namespace) -> int:
+    from .up import up  # noqa: PLC0415
+
+    settings = _settings(options)
+    scene = options.scene if options.demo else None
+    state = options.state or Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "vllm-vitals"
+    return asyncio.run(up(settings, scene=scene, state=state, with_prometheus=not options.no_prometheus))
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .up import demo  # noqa: PLC0415
+
+    return asyncio.run(
+        demo(
+            _settings(options),
+            scene=options.scene,
+            engines=options.engines,
+            gpus=options.simulated_gpus,
+            base_port=options.base_port,
+            seed=options.seed,
+            pages_only=options.pages_only,
+        )
+    )
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import examine  # noqa: PLC0415
+
+    findings = asyncio.run(examine(_settings(options)))
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        print(f"{finding.mark}  {finding.what:<{width}}  {finding.found}")
+        if finding.advice:
+            print(f"   {'':<{width}}  -> {finding.advice}")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(
+        f"vllm-vitals {__version__}, Python {platform.python_version()}, "
+        f"nvidia-ml-py {metadata.version('nvidia-ml-py')}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

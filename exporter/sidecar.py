@@ -1,0 +1,283 @@
+"""Wires the sidecar: who reads what on which clock, and how one scrape is put together."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+from ..config import Settings
+from .discovery import Finder, ServerList
+from .engine_processes import EngineProcesses
+from .engines import Engine, Fetched
+from .exposition import merge
+from .gpu_types import GpuSnapshot, GpuSource
+from .gpus import GpuMonitor
+from .health import Verdict, engine_verdict, gpu_verdict, is_stalled
+from .history import WINDOW_SECONDS, Track
+from .host import Host
+from .placement import EngineFacts, GpuFacts, Placement
+from .self_metrics import self_samples
+from .series import Sample, label_pairs, page, render
+from .spot import SpotWatcher
+from .vitals import EnergyWindow, vitals
+
+log = logging.getLogger("vllm_vitals")
+
+_MERGE_INLINE_BYTES: Final = 1 << 20
+_GPU_TRACKS: Final = (
+    ("utilization_ratio", "nvidia_gpu_utilization_ratio", ""),
+    ("power_watts", "nvidia_gpu_power_watts", 'kind="average"'),
+    ("temperature_celsius", "nvidia_gpu_temperature_celsius", 'sensor="gpu"'),
+    ("memory_used_bytes", "nvidia_gpu_memory_used_bytes", ""),
+)
+
+
+class Sidecar:
+    """Everything behind the HTTP routes.
+
+    Args:
+        settings: the user's settings.
+        gpu_source: where GPUs come from; None for NVML.
+        finder: looks for servers on this machine.
+        scene: name of the demo's scene, for the page.
+    """
+
+    def __init__(
+        self, settings: Settings, *, gpu_source: GpuSource | None = None, finder: Finder | None = None, scene: str = ""
+    ) -> None:
+        self.settings = settings
+        self._scene = scene
+        self._servers = ServerList(settings.engines, settings.discovery, finder)
+        self._engines: dict[tuple[str, str], Engine] = {}
+        self._gpus = _monitor(settings, gpu_source)
+        self._placement = Placement(settings.placement.procfs, settings.placement.pod_resources_socket)
+        self._engine_processes = EngineProcesses(settings.placement.procfs)
+        self._host = Host(
+            settings.host.mode, str(settings.placement.procfs), node_exporter=settings.host.node_exporter_url
+        )
+        self._spot = SpotWatcher(settings.spot.cloud, settings.spot.endpoint)
+        self._gpu_tracks: dict[str, dict[str, Track]] = defaultdict(self._new_gpu_tracks)
+        self._energy: dict[str, EnergyWindow] = defaultdict(EnergyWindow)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failures: Counter[str] = Counter()
+        self._scrapes = 0
+        self._scrape_seconds: float | None = None
+        self.ready = asyncio.Event()
+        self.rejected: Callable[[], Counter[str]] = Counter
+        self.web_reload_failures: Callable[[], int] = lambda: 0
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The servers, in the order of the settings."""
+        return list(self._engines.values())
+
+    async def start(self) -> None:
+        """Start every reader; returns at once, whatever hangs."""
+        if self._gpus is not None:
+            self._gpus.start()
+        self._placement.start()
+        self._host.start()
+        self._spot.start()
+        self._take_servers()
+        if self._servers.dynamic:
+            self._tasks.append(asyncio.create_task(self._every(self.settings.discovery.refresh, self._discover)))
+        self._tasks.append(asyncio.create_task(self._every(self.settings.sample_interval, self._observe)))
+
+    async def stop(self) -> None:
+        """Stop every reader; bounded, whatever hangs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for engine in self.engines:
+            engine.close()
+        stops = [self._placement.stop, self._host.stop, self._spot.stop]
+        if self._gpus is not None:
+            stops.append(self._gpus.stop)
+        await asyncio.gather(*(asyncio.to_thread(stop) for stop in stops), return_exceptions=True)
+
+    async def metrics(self, timeout: float) -> bytes:
+        """Return the merged page; engines have `timeout` seconds, and what fails becomes a metric."""
+        started = time.monotonic()
+        engines = self.engines
+        fetched = await asyncio.gather(*(engine.fetch(timeout) for engine in engines))
+        size = sum(len(one.raw) for one in fetched)
+        if size > _MERGE_INLINE_BYTES:
+            result = await asyncio.to_thread(self._page, engines, fetched)
+        else:
+            result = self._page(engines, fetched)
+        self._scrapes += 1
+        self._scrape_seconds = time.monotonic() - started
+        return result
+
+    def _page(self, engines: Sequence[Engine], fetched: Sequence[Fetched]) -> bytes:
+        pages = [(engine, one.page) for engine, one in zip(engines, fetched, strict=True) if one.page is not None]
+        theirs, conflicts = merge(page for _, page in pages)
+        for (engine, _), count in zip(pages, conflicts, strict=True):
+            engine.type_conflicts += count
+        samples: list[Sample] = []
+        for engine, one in zip(engines, fetched, strict=True):
+            samples += engine.samples(one, is_stalled(engine, self.settings.health))
+        renderings: list[Mapping[str, bytes]] = [render(samples)]
+        parts: tuple[tuple[str, Callable[[], list[Sample]]], ...] = (
+            ("placement", self._placement.samples),
+            ("engine_processes", self._engine_processes.samples),
+            ("host", self._host.samples),
+            ("spot", self._spot.samples),
+            ("self", self._self_samples),
+        )
+        for name, part in parts:
+            with self._guarded(name):
+                renderings.append(render(part()))
+        if self._gpus is not None:
+            with self._guarded("gpus"):
+                renderings += self._gpus.lines(time.monotonic())
+        renderings.append(render(self._failure_samples()))
+        return page(renderings) + theirs
+
+    def _self_samples(self) -> list[Sample]:
+        origins = Counter(engine.origin for engine in self.engines)
+        samples = [
+            *self_samples(),
+            Sample("vllm_vitals_scrapes_total", "", self._scrapes),
+            Sample("vllm_vitals_web_config_reload_failures_total", "", self.web_reload_failures()),
+            *(Sample("vllm_vitals_discovery_servers", label_pairs(origin=name), n) for name, n in origins.items()),
+        ]
+        for name, count in self._servers.failures.items():
+            samples.append(Sample("vllm_vitals_discovery_failures_total", label_pairs(origin=name), count))
+        for reason, count in self.rejected().items():
+            samples.append(Sample("vllm_vitals_http_rejected_total", label_pairs(reason=reason), count))
+        if self._scrape_seconds is not None:
+            samples.append(Sample("vllm_vitals_scrape_duration_seconds", "", self._scrape_seconds))
+        return samples
+
+    def _failure_samples(self) -> list[Sample]:
+        return [
+            Sample("vllm_vitals_part_failures_total", label_pairs(part=part), count)
+            for part, count in self._failures.items()
+        ]
+
+    @contextlib.contextmanager
+    def _guarded(self, part: str) -> Any:
+        """Keep the rest of the page when a part of ours fails; counted, and logged the first time."""
+        try:
+            yield
+        except Exception:
+            self._failures[part] += 1
+            if self._failures[part] == 1:
+                log.exception("the part %s failed; the rest of the page stays", part)
+
+    async def _every(self, interval: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            started = time.monotonic()
+            try:
+                await work()
+            except Exception:  # a background round must not end the rounds
+                self._failures[work.__name__.strip("_")] += 1
+                log.exception("%s failed", work.__name__.strip("_"))
+            await asyncio.sleep(max(0.1, interval - (time.monotonic() - started)))
+
+    async def _discover(self) -> None:
+        await asyncio.to_thread(self._servers.refresh)
+        self._take_servers()
+
+    def _take_servers(self) -> None:
+        """Open what is new and close what is gone; what stays keeps its connection and history."""
+        wanted = {(settings.server, settings.url): (settings, origin) for settings, origin in self._servers.servers()}
+        for key in self._engines.keys() - wanted.keys():
+            self._engines.pop(key).close()
+        known = self._engines
+        self._engines = {
+            key: known.get(key)
+            or Engine(
+                settings,
+                origin,
+                raw_names=self.settings.raw_names,
+                max_page_bytes=self.settings.max_page_bytes,
+                sample_interval=self.settings.sample_interval,
+            )
+            for key, (settings, origin) in wanted.items()
+        }
+
+    async def _observe(self) -> None:
+        """Take a reading of everything: for health, placement and the live page."""
+        interval = self.settings.sample_interval
+        timeout = min(interval, self.settings.scrape_timeout)
+        await asyncio.gather(*(engine.observe(interval, timeout) for engine in self.engines))
+        gpus = self.gpu_snapshots()
+        for gpu in gpus:
+            for name, family, labels in _GPU_TRACKS:
+                self._gpu_tracks[gpu.uuid][name].add(gpu.values.get((family, labels)) if gpu.up else None)
+            joules = gpu.values.get(("nvidia_gpu_energy_joules_total", "")) if gpu.up else None
+            self._energy[gpu.uuid].add(gpu.taken_at, joules, WINDOW_SECONDS)
+        self._placement.update([_engine_facts(engine) for engine in self.engines], [_gpu_facts(gpu) for gpu in gpus])
+        await asyncio.to_thread(self._engine_processes.collect, self._placement.pids())
+        self.ready.set()
+
+    def gpu_snapshots(self) -> tuple[GpuSnapshot, ...]:
+        """Return the GPUs as last read."""
+        return self._gpus.snapshots() if self._gpus is not None else ()
+
+    def gpu_reason(self) -> str:
+        """Return why no GPU is read, empty when they are."""
+        return self._gpus.reason() if self._gpus is not None else "off"
+
+    def gpu_verdicts(self) -> list[tuple[GpuSnapshot, Verdict]]:
+        """Return the verdict on every GPU."""
+        now = time.time()
+        return [(gpu, gpu_verdict(gpu, self.settings.health, now)) for gpu in self.gpu_snapshots()]
+
+    def engine_verdicts(self) -> list[tuple[Engine, Verdict]]:
+        """Return the verdict on every server, from the last observation."""
+        return [(engine, engine_verdict(engine, engine.latest, self.settings.health)) for engine in self.engines]
+
+    def vitals(self) -> dict[str, Any]:
+        """Return the answer of /api/vitals."""
+        return vitals(
+            self.engines,
+            self.gpu_snapshots(),
+            self._gpu_tracks,
+            self._energy,
+            self._placement.placed(),
+            self.settings.health,
+            gpu_reason=self.gpu_reason(),
+            interval=self.settings.sample_interval,
+            scene=self._scene,
+        )
+
+    def _new_gpu_tracks(self) -> dict[str, Track]:
+        return {name: Track(self.settings.sample_interval) for name, _, _ in _GPU_TRACKS}
+
+
+def _monitor(settings: Settings, source: GpuSource | None) -> GpuMonitor | None:
+    if not settings.gpus.enabled:
+        return None
+    if source is None:
+        from .nvml import NvmlSource  # noqa: PLC0415  the demo needs no NVML
+
+        source = NvmlSource()
+    off = frozenset(name for name, on in settings.gpus.families.items() if not on)
+    return GpuMonitor(source, settings.gpus.interval, settings.gpus.slow_interval, off)
+
+
+def _engine_facts(engine: Engine) -> EngineFacts:
+    last = engine.ring.last
+    return EngineFacts(
+        server=engine.server,
+        url=engine.settings.url,
+        pairs=last.pairs if last else (),
+        gpus=engine.settings.gpus,
+        state=f"{engine.latest.reason} {engine.ring.restarts}",
+    )
+
+
+def _gpu_facts(gpu: GpuSnapshot) -> GpuFacts:
+    return GpuFacts(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        pids=tuple((process.pid, process.used_memory_bytes, process.mig_uuid) for process in gpu.processes),
+        mig_uuids=gpu.mig_uuids,
+        name=gpu.name,
+    )

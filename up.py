@@ -1,0 +1,135 @@
+"""`vllm-vitals up` and `demo`: the sidecar together with what makes it useful on one machine."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from .companions import Companions, Missing
+from .config import EngineSettings, Settings
+from .demo.fleet import Fleet
+from .demo.scenes import SCENES
+from .demo.serve import DemoServers
+from .exporter.local_servers import find_local_servers
+from .exporter.serve import running, stop_signal
+from .exporter.sidecar import Sidecar
+
+_FIRST_LOOK_SECONDS: Final = 10.0
+_FIRST_SCRAPE_SECONDS: Final = 30.0
+
+
+async def up(settings: Settings, *, scene: str | None, state: Path, with_prometheus: bool) -> int:
+    """Run everything until SIGINT or SIGTERM; returns the exit code.
+
+    Args:
+        settings: the user's settings.
+        scene: the demo's scene, None for the real machine.
+        state: where Prometheus and Alertmanager keep their data.
+        with_prometheus: start them when they are on PATH.
+    """
+    stop = stop_signal()
+    async with contextlib.AsyncExitStack() as stack:
+        if scene is None:
+            sidecar = _real(settings)
+        else:
+            sidecar = await stack.enter_async_context(
+                _simulated(settings, scene, engines=2, gpus=8, base_port=0, seed=0)
+            )
+        url = await stack.enter_async_context(running(settings, sidecar))
+        await _wait(stop, sidecar.ready.wait(), _FIRST_LOOK_SECONDS)
+        _describe(sidecar)
+        print(f"live page     {url}/\nmetrics       {url}/metrics", flush=True)
+        if with_prometheus:
+            companions = await stack.enter_async_context(Companions(state, url))
+            for missing in companions.missing:
+                _explain(missing)
+            if companions.prometheus_url:
+                print("prometheus    waiting for the first scrape ...", flush=True)
+                landed = await _wait(stop, companions.first_scrape(), _FIRST_SCRAPE_SECONDS)
+                note = "" if landed else "  (no scrape landed yet: see the log)"
+                print(f"prometheus    {companions.prometheus_url}/{note}")
+            if companions.alertmanager_url:
+                print(f"alertmanager  {companions.alertmanager_url}/")
+            if companions.prometheus_url:
+                print(f"data, logs    {state}")
+        if not stop.is_set():
+            print("Ctrl-C stops everything", flush=True)
+        await stop.wait()
+        print("stopping ...", flush=True)
+    return 0
+
+
+async def demo(
+    settings: Settings, *, scene: str, engines: int, gpus: int, base_port: int, seed: int, pages_only: bool
+) -> int:
+    """Run simulated engines, and the sidecar over them, until SIGINT or SIGTERM; returns the exit code."""
+    stop = stop_signal()
+    fleet = Fleet.build(scene, engines, gpus, seed)
+    print(f"scene {scene}: {SCENES[scene].description}")
+    async with contextlib.AsyncExitStack() as stack:
+        servers = DemoServers(fleet, base_port=base_port)
+        await servers.start()
+        stack.push_async_callback(servers.close)
+        for name, engine_url in servers.urls.items():
+            print(f"engine     {engine_url}/metrics  {name}")
+        if not pages_only:
+            url = await stack.enter_async_context(running(settings, _over(fleet, servers, settings, scene)))
+            print(f"live page  {url}/\nmetrics    {url}/metrics")
+        print("Ctrl-C stops everything", flush=True)
+        await stop.wait()
+    return 0
+
+
+def _real(settings: Settings) -> Sidecar:
+    named = settings.engines or settings.discovery.files or settings.discovery.dns
+    finder = None if named else partial(find_local_servers, settings.placement.procfs)
+    return Sidecar(settings, finder=finder)
+
+
+@contextlib.asynccontextmanager
+async def _simulated(
+    settings: Settings, scene: str, *, engines: int, gpus: int, base_port: int, seed: int
+) -> AsyncIterator[Sidecar]:
+    fleet = Fleet.build(scene, engines, gpus, seed)
+    print(f"demo          scene {scene}: {SCENES[scene].description}")
+    servers = DemoServers(fleet, base_port=base_port)
+    await servers.start()
+    try:
+        yield _over(fleet, servers, settings, scene)
+    finally:
+        await servers.close()
+
+
+def _over(fleet: Fleet, servers: DemoServers, settings: Settings, scene: str) -> Sidecar:
+    """Return a sidecar over a simulated fleet; the placement is given, since simulated engines have no processes."""
+    placement = fleet.placement()
+    engines = tuple(EngineSettings(url, name, gpus=placement[name]) for name, url in servers.urls.items())
+    return Sidecar(dataclasses.replace(settings, engines=engines), gpu_source=fleet.gpus, scene=scene)
+
+
+async def _wait(stop: asyncio.Event, work: Coroutine[Any, Any, None], seconds: float) -> bool:
+    """Return whether the work was done before the deadline and before somebody stopped us."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait((working, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    done = working.done()
+    working.cancel()
+    stopping.cancel()
+    return done
+
+
+def _describe(sidecar: Sidecar) -> None:
+    answer = sidecar.vitals()
+    for sentence in answer["messages"]:
+        print(f"note          {sentence}")
+    for engine in answer["engines"]:
+        state = "up" if engine["up"] else f"down: {engine['reason']}"
+        print(f"engine        {engine['url']}  {', '.join(engine['models']) or '-'}  ({state})")
+    for gpu in answer["gpus"]:
+        print(f"gpu           {gpu['gpu']}  {gpu['name']}  ({'up' if gpu['up'] else gpu['reason']})")
+
+
+def _explain(missing: Missing) -> None:
+    print(f"{missing.name:<13} {missing.advice}")
