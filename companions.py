@@ -9,13 +9,15 @@ import signal
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 _STOP_SECONDS: Final = 10.0
 _START_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.2
-_ALERTMANAGER_NAMES: Final = ("alertmanager", "prometheus-alertmanager")  # upstream's and Debian's
+PROMETHEUS: Final = ("prometheus",)
+ALERTMANAGER: Final = ("alertmanager", "prometheus-alertmanager")  # upstream's name and Debian's
 
 _PROMETHEUS_YML: Final = """\
 # Written by vllm-vitals at each start; changes are lost.
@@ -74,8 +76,7 @@ class Companions:
     async def __aenter__(self) -> Self:
         self._state.mkdir(parents=True, exist_ok=True)
         self._state.chmod(0o700)
-        alertmanager = next((path for name in _ALERTMANAGER_NAMES if (path := shutil.which(name))), None)
-        prometheus = shutil.which("prometheus")
+        alertmanager, prometheus = on_path(ALERTMANAGER), on_path(PROMETHEUS)
         try:
             if alertmanager is None:
                 self.missing.append(
@@ -178,6 +179,11 @@ class Companions:
                     process.kill()
                     await process.wait()
             (self._state / f"{name}.pid").unlink(missing_ok=True)
+
+
+def on_path(programs: Iterable[str]) -> str | None:
+    """Return the first of these programs that is on PATH."""
+    return next((path for program in programs if (path := shutil.which(program))), None)
 
 
 def free_port(preferred: int) -> int:

@@ -55,12 +55,12 @@ class Process(NamedTuple):
     gc_collections: tuple[int, int, int]
 
 
-class _Counts(NamedTuple):
-    """Sample lines of one histogram up to the value, buckets first, then count and sum."""
+class _HistogramLines(NamedTuple):
+    """Sample lines of one histogram, each up to its value."""
 
     buckets: tuple[str, ...]
-    count: str
-    sum: str
+    total: str
+    observed: str
 
 
 class _Block(NamedTuple):
@@ -68,7 +68,7 @@ class _Block(NamedTuple):
 
     name: str
     header: str
-    lines: tuple[tuple[str, ...] | _Counts, ...]
+    lines: tuple[tuple[str, ...] | _HistogramLines, ...]
     created: str
 
 
@@ -99,23 +99,23 @@ def _created(family: Family, children: Iterable[tuple[str, float]]) -> str:
     return _header(name, "gauge", family.help) + "".join(lines) if lines else ""
 
 
-def _histogram_lines(name: str, bounds: Sequence[float], **labels: str) -> _Counts:
+def _histogram_lines(name: str, bounds: Sequence[float], **labels: str) -> _HistogramLines:
     edges = [*(repr(float(bound)) for bound in bounds), "+Inf"]
     plain = _labels(**labels)
     braces = f"{{{plain}}}" if plain else ""
-    return _Counts(
+    return _HistogramLines(
         tuple(f"{name}_bucket{{{_labels(le=edge, **labels)}}} " for edge in edges),
         f"{name}_count{braces} ",
         f"{name}_sum{braces} ",
     )
 
 
-def _histogram_text(lines: _Counts, histogram: Histogram) -> str:
+def _histogram_text(lines: _HistogramLines, histogram: Histogram) -> str:
     cumulative = histogram.cumulative()
     # counts below a million need no exponent; go_float for all would double the page's cost
     texts = [f"{line}{number}.0\n" if number < 1_000_000 else f"{line}{go_float(number)}\n"
              for line, number in zip(lines.buckets, cumulative, strict=True)]  # fmt: skip
-    return f"{''.join(texts)}{lines.count}{go_float(cumulative[-1])}\n{lines.sum}{go_float(histogram.sum)}\n"
+    return f"{''.join(texts)}{lines.total}{go_float(cumulative[-1])}\n{lines.observed}{go_float(histogram.sum)}\n"
 
 
 class Page:
@@ -133,7 +133,7 @@ class Page:
         for name, header, engine_lines, created in self._blocks:
             parts.append(header)
             for lines, engine, values in zip(engine_lines, engines, counted, strict=False):
-                if isinstance(lines, _Counts):
+                if isinstance(lines, _HistogramLines):
                     parts.append(_histogram_text(lines, engine.stats.histograms[name]))
                 elif name in values:
                     parts += [f"{line}{go_float(value)}\n" for line, value in zip(lines, values[name], strict=True)]
@@ -145,7 +145,7 @@ class Page:
 
 
 def _engine_block(family: Family, config: EngineConfig, engines: int, created: float) -> _Block:
-    lines: list[tuple[str, ...] | _Counts] = []
+    lines: list[tuple[str, ...] | _HistogramLines] = []
     children: list[tuple[str, float]] = []
     for engine in range(engines if family.per_engine else 1):
         common = {"model_name": config.model_name} | ({"engine": str(engine)} if family.per_engine else {})

@@ -38,7 +38,17 @@ _SLOWED_SPEED: Final = 0.5
 _LAG_SECONDS: Final = 9.0  # temperature
 _AVERAGE_SECONDS: Final = 1.0  # utilisation and average power
 _MEMORY_UTILIZATION_DECODE: Final = 0.62  # share of time with memory traffic; prefill has little
-_THROTTLE_REASONS: Final = ("gpu_idle", "sw_power_cap", "sw_thermal")
+# What an H100's driver tells, as exporter/nvml_readers and nvml_fields name it; only the first two ever happen here.
+_THROTTLE_ACTIVE: Final = (
+    "sw_power_cap", "sw_thermal", "application_clocks", "hw_slowdown", "sync_boost", "hw_thermal", "hw_power_brake",
+    "display_clocks", "board_limit", "reliability",
+)  # fmt: skip
+_THROTTLE_SECONDS: Final = (
+    "sw_power_cap", "sw_thermal", "sync_boost", "board_limit", "low_utilization", "reliability", "hw_thermal",
+    "hw_power_brake",
+)  # fmt: skip
+_SLOWDOWN_LIMIT_CELSIUS: Final = 87.0  # where T.limit is 0
+_DRAIN_AND_RESET: Final = 4  # recovery action
 _PCIE_BYTES_PER_SECOND: Final = (0.8e6, 2.5e6)  # tx, rx of a busy GPU: sampled tokens out, block tables in
 
 
@@ -90,10 +100,22 @@ class SimulatedGpu:
         self._utilization = 0.0
         self._busy_seconds = 0.0
         self._prefill = self._decode = 0.0  # averaged like the utilisation
-        self._throttled = dict.fromkeys(_THROTTLE_REASONS, False)
-        self._throttle_seconds = dict.fromkeys(_THROTTLE_REASONS, 0.0)
+        self._throttled = dict.fromkeys(_THROTTLE_ACTIVE, False)
+        self._throttle_seconds = dict.fromkeys(_THROTTLE_SECONDS, 0.0)
         self._link_bytes = 0.0
         self._pcie_bytes = [0.0, 0.0]
+        self._info = Sample(
+            "nvidia_gpu_info",
+            label_pairs(
+                name=NAME,
+                pci_bus_id=self.pci_bus_id,
+                serial=f"simulated-{index}",
+                compute_capability="9.0",
+                vbios="simulated",
+                mig_mode="disabled",
+            ),
+            1,
+        )
 
     def move(self, load: Load, seconds: float) -> None:
         """Let a tick with this load pass; the caller holds the lock."""
@@ -125,9 +147,9 @@ class SimulatedGpu:
         elif self._celsius < _RELEASE_CELSIUS:
             self.speed = min(1.0, self.speed + 0.2 * seconds)
 
-        self._throttled.update(gpu_idle=not load.pid, sw_power_cap=capped, sw_thermal=self.speed < 1.0)
-        for reason, active in self._throttled.items():
-            if active:
+        self._throttled.update(sw_power_cap=capped, sw_thermal=self.speed < 1.0)
+        for reason in ("sw_power_cap", "sw_thermal"):
+            if self._throttled[reason]:
                 self._throttle_seconds[reason] += seconds
         self._link_bytes += load.link_bytes
         for direction, rate in enumerate(_PCIE_BYTES_PER_SECOND):
@@ -168,9 +190,11 @@ class SimulatedGpu:
             Sample("nvidia_gpu_energy_joules_total", "", self._energy),
             Sample("nvidia_gpu_temperature_celsius", 'sensor="gpu"', round(self._celsius)),
             Sample("nvidia_gpu_temperature_celsius", 'sensor="memory"', round(self._celsius * 0.93 + 2)),
+            Sample("nvidia_gpu_temperature_margin_celsius", "", round(_SLOWDOWN_LIMIT_CELSIUS - self._celsius)),
             Sample("nvidia_gpu_clock_hertz", 'domain="graphics"', clock),
             Sample("nvidia_gpu_clock_hertz", 'domain="sm"', clock),
             Sample("nvidia_gpu_clock_hertz", 'domain="memory"', _MEMORY_HERTZ),
+            Sample("nvidia_gpu_clock_hertz", 'domain="video"', clock),
             Sample("nvidia_gpu_performance_state", "", 0),
             *(_reason("nvidia_gpu_throttle_active", name, int(active)) for name, active in self._throttled.items()),
             *(_reason("nvidia_gpu_throttle_seconds_total", name, s) for name, s in self._throttle_seconds.items()),
@@ -182,15 +206,16 @@ class SimulatedGpu:
             Sample("nvidia_gpu_pcie_bytes_total", 'direction="rx"', round(self._pcie_bytes[1])),
             Sample("nvidia_gpu_nvlink_bytes_total", 'direction="tx"', round(self._link_bytes)),
             Sample("nvidia_gpu_nvlink_bytes_total", 'direction="rx"', round(self._link_bytes)),
-            Sample("nvidia_gpu_processes", "", 1 if self._load.pid else 0),
+            Sample("nvidia_gpu_recovery_action", "", _DRAIN_AND_RESET if self.remap_pending else 0),
         ]
 
     def _slow(self) -> list[Sample]:
         limits = {"min": 200.0, "max": 700.0, "default": 700.0, "enforced": 700.0, "requested": 700.0}
-        maxima = {"graphics": _SM_HERTZ, "sm": _SM_HERTZ, "memory": _MEMORY_HERTZ}
+        maxima = {"graphics": _SM_HERTZ, "sm": _SM_HERTZ, "memory": _MEMORY_HERTZ, "video": _SM_HERTZ}
         errors = {("corrected", "volatile"): 0, ("uncorrected", "volatile"): self.uncorrected_errors,
                   ("corrected", "aggregate"): 0, ("uncorrected", "aggregate"): self.uncorrected_errors}  # fmt: skip
         return [
+            self._info,
             *(Sample("nvidia_gpu_power_limit_watts", f'kind="{kind}"', watts) for kind, watts in limits.items()),
             *(Sample("nvidia_gpu_clock_max_hertz", f'domain="{domain}"', hertz) for domain, hertz in maxima.items()),
             Sample("nvidia_gpu_bar1_memory_total_bytes", "", _BAR1_BYTES),
@@ -200,6 +225,8 @@ class SimulatedGpu:
             Sample("nvidia_gpu_pcie_link_width_lanes", 'kind="current"', 16),
             Sample("nvidia_gpu_pcie_link_width_lanes", 'kind="max"', 16),
             Sample("nvidia_gpu_nvlink_links_active", "", 18),
+            Sample("nvidia_gpu_pcie_errors_total", 'type="replay"', 0),
+            *(Sample("nvidia_gpu_nvlink_errors_total", f'type="{kind}"', 0) for kind in ("replay", "recovery", "crc")),
             *(
                 Sample("nvidia_gpu_ecc_errors_total", label_pairs(severity=severity, scope=scope), count)
                 for (severity, scope), count in errors.items()
@@ -208,7 +235,6 @@ class SimulatedGpu:
             Sample("nvidia_gpu_remapped_rows", 'cause="uncorrectable"', self.remapped_rows),
             Sample("nvidia_gpu_row_remap_pending", "", int(self.remap_pending)),
             Sample("nvidia_gpu_row_remap_failure", "", 0),
-            Sample("nvidia_gpu_recovery_action", "", int(self.remap_pending)),
         ]
 
     def _memory_utilization(self) -> float:

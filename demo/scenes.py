@@ -109,7 +109,7 @@ SCENES: Final[Mapping[str, Scene]] = {
         events=(Event(20, Action.HEAT, gpu=2), Event(110, Action.COOL, gpu=2)),
     ),
     "xid": Scene(
-        "at 30 s of every 180 s a GPU falls off the bus (XID 79): its engine hangs, crashes and comes back at 140 s; "
+        "at 30 s of every 180 s a GPU falls off the bus (XID 79): its engine hangs, crashes and comes back at 115 s; "
         "at 75 s another GPU reports a contained memory error (XID 94)",
         period=180,
         events=(
@@ -118,9 +118,9 @@ SCENES: Final[Mapping[str, Scene]] = {
             Event(30, Action.STALL),
             Event(50, Action.CRASH),
             Event(75, Action.XID, server=1, code=94),
-            Event(125, Action.RECOVER, gpu=1),
-            Event(140, Action.RESTART),
-            Event(170, Action.RECOVER, server=1),
+            Event(90, Action.RECOVER, gpu=1),
+            Event(115, Action.RESTART),
+            Event(150, Action.RECOVER, server=1),
         ),
     ),
     "engine-crash": Scene(

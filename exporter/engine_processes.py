@@ -113,6 +113,8 @@ def _read(proc: Path, pid: int) -> _Reading | None:
     try:
         with open(f"{proc}/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - read every few seconds
             fields = file.read(4096).rpartition(b")")[2].split()
+        if fields[0] == b"Z":
+            return None
         cpu = (int(fields[11]) + int(fields[12])) / _TICKS
         return _Reading(int(fields[19]), cpu, int(fields[21]) * _PAGE)
     except (OSError, IndexError, ValueError):  # gone

@@ -42,6 +42,8 @@ _OPEN_HANG_SECONDS = 10.0  # the first nvmlInit without persistence mode takes s
 _CLOSE_SECONDS = 5.0
 _TICK_SECONDS = 1.0
 _EVENT_SECONDS = 0.5
+# One after another, not spread over the interval: a processor that is awake, with warm caches, reads a GPU for a third.
+_STAGGER_SECONDS = 0.002
 _HEALTHY_SECONDS = 60.0  # after so long without a wish to open again, the backoff starts over
 _HUNG_PATIENCE_SECONDS = 60.0  # opening again may block on a GPU that hangs: spare healthy GPUs, but not forever
 _log = logging.getLogger("vllm_vitals")
@@ -198,6 +200,7 @@ class GpuMonitor:
         self._generation.set()
 
     def _open(self) -> Sequence[GpuDevice]:
+        self._wish_since = None
         self._opening_since = monotonic()
         try:
             devices = self._source.open()
@@ -222,9 +225,8 @@ class GpuMonitor:
             record.down(self._gpu_reason())
 
     def _serve(self, devices: Sequence[GpuDevice], pause: float) -> bool:
-        """Run the threads of one opening until the driver has to be opened again; return whether it was healthy long."""
+        """Run the threads of one opening until NVML has to be opened again; return whether it was healthy long."""
         opened_at = monotonic()
-        self._wish_since = None
         self._wake.clear()
         self._generation = Event()
         self._count = len(devices)
@@ -239,8 +241,9 @@ class GpuMonitor:
             now = monotonic()
             self._tick(now)
             timeout = _TICK_SECONDS
-            if self._wish_since is not None:
-                due = self._due(self._wish_since, opened_at, pause, now)
+            wished = self._wish_since
+            if wished is not None:
+                due = self._due(wished, opened_at, pause, now)
                 if now >= due:
                     break
                 timeout = min(timeout, due - now)
@@ -298,7 +301,7 @@ class GpuMonitor:
             device,
             interval=self._interval,
             slow_interval=self._slow_interval,
-            phase=self._interval * place / len(self._records),
+            phase=place * min(_STAGGER_SECONDS, self._interval / len(self._records)),
             families_off=self._off,
             on_error=self._wish,
         )

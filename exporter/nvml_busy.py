@@ -30,13 +30,15 @@ class BusyTime:
 
     def add(self, samples: Iterable[tuple[int, float]]) -> None:
         """Add (timestamp in microseconds, per cent) pairs."""
-        for timestamp, percent in samples:
+        ordered = sorted(samples)
+        if not self.last_seen:
+            self.last_seen = ordered[-1][0] if ordered else 0
+            return
+        for timestamp, percent in ordered:
             step = timestamp - self.last_seen
-            if step <= 0:
-                continue  # seen already, or padding with timestamp 0
-            if self.last_seen:
+            if step > 0:  # else seen already, or padding with timestamp 0
                 self.seconds += percent / 100 * min(step, _LONGEST_STEP) / _MICROSECONDS
-            self.last_seen = timestamp
+                self.last_seen = timestamp
 
     def restart(self) -> None:
         """Forget where the last sample was, not the sum."""

@@ -140,8 +140,10 @@ class FieldValue(ctypes.Structure):
     )
 
 
-# id, scope, timestamp, latency skipped; kind, code, raw 8 bytes of the union. Unpacking is five times cheaper than attributes.
+# id, scope, timestamp, latency skipped; kind, code, raw 8 bytes of the union.
 _ENTRY: Final = struct.Struct("<24xIIQ")
+# an id that the driver never heard of is an invalid argument to it
+_GONE: Final = codes.UNSUPPORTED | {codes.INVALID_ARGUMENT, codes.NO_PERMISSION}
 _UNSIGNED_64: Final = (2, 3)  # unsigned long is 64 bits wide, too, on the platforms with a driver
 
 
@@ -175,16 +177,18 @@ class FieldReader:
         function: nvmlDeviceGetFieldValues.
         handle: the GPU.
         fields: rows of FIELDS.
-        links: NVLink links that may be asked.
+        failures: counts by code; entries that fail although they were supported are added.
     """
 
-    def __init__(self, function: Callable[..., int], handle: object, fields: Sequence[Field], links: int) -> None:
+    def __init__(
+        self, function: Callable[..., int], handle: object, fields: Sequence[Field], failures: dict[int, int]
+    ) -> None:
         self._function = function
         self._handle = handle
         self._fields = fields
-        self._links = links
+        self._failures = failures
         self._series: list[_Series] = []  # entry i of the array belongs to series i; links come after them
-        self._sums: list[tuple[_Series, int, dict[int, float]]] = []  # series, links in the array, last value per link
+        self._sums: list[tuple[_Series, list[int], dict[int, float]]] = []  # series, links asked, last value per link
         self._allocate([])
         self.unsupported = 0
 
@@ -192,12 +196,12 @@ class FieldReader:
         """Return the families that the last probe found supported."""
         return {series.family for series in (*self._series, *(one[0] for one in self._sums))}
 
-    def probe(self) -> int:
-        """Ask for everything, keep what this driver answers, and return NVML's code."""
+    def probe(self, links: int) -> int:
+        """Ask for everything, links up to this number, keep what the driver answers, and return NVML's code."""
         entries = [
             (row, link)
             for row, field in enumerate(self._fields)
-            for link in (range(self._links) if field.scope == EACH_LINK else (field.scope,))
+            for link in (range(links) if field.scope == EACH_LINK else (field.scope,))
         ]
         code, answers = self._ask(entries)
         if code:
@@ -206,8 +210,7 @@ class FieldReader:
         for (row, link), answer in zip(entries, answers, strict=True):
             if answer in codes.FATAL:
                 return answer
-            # an id that the driver never heard of is an invalid argument to it
-            if answer not in codes.UNSUPPORTED and answer not in (codes.INVALID_ARGUMENT, codes.NO_PERMISSION):
+            if answer not in _GONE:
                 supported.setdefault(row, []).append(link)
         self._keep(supported)
         return codes.SUCCESS
@@ -223,7 +226,9 @@ class FieldReader:
         for series, (kind, answer, raw) in zip(self._series, entries, strict=False):
             if answer:
                 if answer in codes.FATAL:
-                    return answer
+                    return int(answer)
+                if answer not in _GONE:
+                    self._failures[answer] = self._failures.get(answer, 0) + 1
                 continue
             value = raw if kind == 3 else union_value(kind, raw)
             if series.multiply != 1:
@@ -238,7 +243,7 @@ class FieldReader:
     def _read_sums(self, samples: list[Sample]) -> None:
         at = len(self._series) * _ENTRY.size
         for series, links, last in self._sums:
-            for link in range(links):
+            for link in links:
                 kind, answer, raw = _ENTRY.unpack_from(self._buffer, at)
                 at += _ENTRY.size
                 if not answer:  # a link that went down keeps its share, else the sum would look like a counter reset
@@ -264,6 +269,7 @@ class FieldReader:
         return codes.SUCCESS, answers
 
     def _keep(self, supported: dict[int, list[int]]) -> None:
+        before = {series: last for series, _, last in self._sums}
         self._series, self._sums = [], []
         scopes: list[tuple[int, int]] = []
         tail: list[tuple[int, int]] = []
@@ -276,7 +282,7 @@ class FieldReader:
             labels = label_pairs(**{field.label[0]: field.label[1]}) if field.label else ""
             series = _Series(field.family, labels, field.multiply, field.divide)
             if field.scope == EACH_LINK:
-                self._sums.append((series, len(supported[row]), {}))
+                self._sums.append((series, supported[row], before.get(series, {})))
                 tail += [(field.id, link) for link in supported[row]]
             else:
                 self._series.append(series)

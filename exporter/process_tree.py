@@ -377,7 +377,7 @@ def _read_processes(root: str) -> Iterator[Process]:
 def _read_process(root: str, pid: int, *, with_command: bool = True) -> Process | None:
     stat = _text(f"{root}/{pid}/stat")
     after_name = stat.rpartition(")")[2].split()  # the name may hold blanks and parentheses
-    if len(after_name) < 20:
+    if len(after_name) < 20 or after_name[0] in {"Z", "X"}:  # a zombie holds nothing and works no more
         return None
     kernel = bool(int(after_name[6]) & _PF_KTHREAD)
     argv: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """What NVIDIA's XID codes mean, and which of them say that hardware or driver is gone until somebody acts.
 
-Critical are the codes whose immediate action in NVIDIA's catalogue is a GPU reset or a restart of the machine, and those
-whose workflow ends there. Left out on purpose: 155, which is also logged when a link is taken down as intended.
+Critical are the codes whose immediate action in NVIDIA's catalogue is a GPU reset or a restart of the machine, and
+those whose workflow ends there. Left out on purpose: 155, which is also logged when a link is taken down as intended.
 """
 
 from typing import Final, NamedTuple

@@ -12,11 +12,14 @@
  *   xid SEQUENCE G CODE
  */
 #define _GNU_SOURCE
+#include <libgen.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -119,6 +122,7 @@ static const long long default_values[KEY_COUNT] = {
     [K_pcie_gen] = 5, [K_pcie_gen_max] = 5, [K_pcie_width] = 16, [K_pcie_width_max] = 16,
     [K_nvlinks] = 18, [K_nvlinks_up] = 18, [K_nvlink_tx_kib] = 1000000, [K_nvlink_rx_kib] = 2000000,
     [K_sm] = 83, [K_occupancy] = 41, [K_tensor] = 37, [K_dram] = 52, [K_gpm] = 1,
+    [K_retired_sbe] = -1, [K_retired_dbe] = -1, /* before Ampere only */
     [K_cc_major] = 9, [K_events] = 0x1 | 0x2 | 0x8 | 0x10,
 };
 
@@ -351,6 +355,23 @@ static void refresh(void) {
 
 static void unlock(int *held) {
     if (*held) pthread_mutex_unlock(&lock);
+}
+
+/* Sleeps until the state file may have changed: waiting for events must cost as little here as in the driver. */
+static void wait_for_change(double seconds) {
+    char path[512], events[4096];
+    struct pollfd fd = {.fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK), .events = POLLIN};
+    snprintf(path, sizeof path, "%s", getenv("FAKE_NVML_STATE") ? getenv("FAKE_NVML_STATE") : "/nowhere");
+    if (fd.fd >= 0 && inotify_add_watch(fd.fd, dirname(path), IN_MOVED_TO | IN_CLOSE_WRITE) >= 0) {
+        pthread_mutex_lock(&lock); /* what changed before the watch was set is seen here */
+        struct timespec before = seen_mtime;
+        refresh();
+        int changed = before.tv_nsec != seen_mtime.tv_nsec || before.tv_sec != seen_mtime.tv_sec;
+        pthread_mutex_unlock(&lock);
+        if (!changed && poll(&fd, 1, (int)(seconds * 1000) + 1) > 0 && read(fd.fd, events, sizeof events) < 0) usleep(1000);
+    } else
+        usleep(20000);
+    if (fd.fd >= 0) close(fd.fd);
 }
 
 /* Counts the call and acts out what the state file says about it. Returns with the lock held. */
@@ -708,7 +729,7 @@ static const Field fields[] = {
     {185, TYPE_UINT, K_power_avg_mw}, {186, TYPE_UINT, K_power_mw}, {187, TYPE_UINT, K_power_min_mw},
     {188, TYPE_UINT, K_power_max_mw}, {189, TYPE_UINT, K_power_default_mw}, {190, TYPE_UINT, K_power_limit_mw},
     {192, TYPE_UINT, K_power_limit_mw}, {197, TYPE_U64, K_pcie_tx}, {198, TYPE_U64, K_pcie_rx},
-    {230, TYPE_UINT, K_recovery},
+    {230, TYPE_UINT, K_recovery}, {297, TYPE_UINT, K_stall},
     {269, TYPE_U64, K_ns_sw_thermal}, {270, TYPE_U64, K_ns_hw_thermal}, {271, TYPE_U64, K_ns_brake},
 };
 static const Field link_fields[] = { /* one link, or the sum of all with ANY_LINK */
@@ -747,9 +768,11 @@ static void answer(int g, FieldValue *f) {
 #endif
     f->code = NOT_SUPPORTED;
     if (f->field == 83 || f->field == 191) { put(f, TYPE_U64, energy_of(g)); return; }
-    if (f->field == 297 && v[K_stall] >= 0) { put(f, TYPE_UINT, v[K_stall]); return; }
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if (fields[i].id == f->field) { put(f, fields[i].type, v[fields[i].key]); return; }
+        if (fields[i].id == f->field) {
+            if (v[fields[i].key] >= 0) put(f, fields[i].type, v[fields[i].key]);
+            return;
+        }
     for (size_t i = 0; i < sizeof link_fields / sizeof *link_fields && v[K_nvlinks]; i++)
         if (link_fields[i].id == f->field) {
             long long sum = v[link_fields[i].key];
@@ -940,8 +963,9 @@ nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, EventData *data, unsigned t
                 continue;
             }
         }
-        if (monotonic() >= deadline) return TIMEOUT;
-        usleep(20000);
+        double left = deadline - monotonic();
+        if (left <= 0) return TIMEOUT;
+        wait_for_change(left);
     }
 }
 

@@ -75,7 +75,7 @@ class FakeNvml:
         self._write()
 
     def field(self, gpu: int | str, field: int, value: float, *, kind: int = 3, code: int = 0) -> None:
-        """Script the answer to one field id; kind is NVML's value type (0 double, 1 u32, 3 u64, 4 i64, 5 i32, 6 u16)."""
+        """Script the answer to one field id; kind as in NVML: 0 double, 1 u32, 3 u64, 4 i64, 5 i32, 6 u16."""
         self._fields[str(gpu), field] = f"{code} {kind} {value}"
         self._write()
 
@@ -108,13 +108,17 @@ class FakeNvml:
             for function in POLLED:
                 self.error(function, gpu, 0)
 
-    def processes(self, gpu: int, processes: Sequence[tuple[int, int | None] | tuple[int, int | None, int, int]]) -> None:
+    def processes(
+        self, gpu: int, processes: Sequence[tuple[int, int | None] | tuple[int, int | None, int, int]]
+    ) -> None:
         """Script the compute processes: (pid, bytes) or (pid, bytes, GPU instance, compute instance)."""
         self._processes[gpu] = [" ".join("-" if part is None else str(part) for part in one) for one in processes]
         self._write()
 
-    def mig(self, gpu: int, devices: Sequence[tuple[int, int, str, int, int, str]], gpm: Sequence[int] = (50, 25, 20, 30)):
-        """Turn MIG on with (GPU instance, compute instance, UUID, bytes, bytes used, profile) each; empty turns it off."""
+    def mig(
+        self, gpu: int, devices: Sequence[tuple[int, int, str, int, int, str]], gpm: Sequence[int] = (50, 25, 20, 30)
+    ):
+        """Turn MIG on: (GPU instance, compute instance, UUID, bytes, bytes used, profile) each; empty turns it off."""
         self._mig[gpu] = [
             f"{index} {gi} {ci} {uuid} {total} {used} {profile} {' '.join(map(str, gpm))}"
             for index, (gi, ci, uuid, total, used, profile) in enumerate(devices)

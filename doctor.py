@@ -1,0 +1,195 @@
+"""`vllm-vitals doctor`: looks at this machine as the sidecar would, says what is missing and what to do."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from .companions import ALERTMANAGER, PROMETHEUS, on_path
+from .config import ConfigError, EngineSettings, Settings
+from .exporter.gpu_types import GpuError
+from .exporter.host import has_node_exporter
+from .exporter.local_servers import find_local_servers
+from .exporter.page_client import FetchError, PageClient
+from .exporter.web_config import WebConfig
+
+_NVML_SECONDS: Final = 20.0  # the first call without persistence mode takes seconds
+_FETCH_SECONDS: Final = 5.0
+
+Status = Literal["ok", "note", "problem"]
+_MARKS: Final = {"ok": "[ok]", "note": "[--]", "problem": "[!!]"}
+
+_NVML_ADVICE: Final = {
+    "no_library": "install the NVIDIA driver; in a container: nvidia runtime and NVIDIA_DRIVER_CAPABILITIES=utility",
+    "no_driver": "load the driver: modprobe nvidia, then nvidia-smi must answer",
+    "no_gpus": "in a container set NVIDIA_VISIBLE_DEVICES=all or the devices to watch",
+    "no_permission": "this user needs read and write access to /dev/nvidiactl and /dev/nvidia*",
+    "version_mismatch": "the driver was upgraded underneath: reboot, or reload the nvidia modules",
+    "hang": "the driver does not answer, nvidia-smi will not either; enable persistence mode, look at dmesg for XIDs",
+}
+_FETCH_ADVICE: Final = {
+    "refused": "start the server, or correct the address",
+    "timeout": "the server is overloaded or hangs; try: curl -m 5 {url}",
+    "dns": "correct the host name",
+    "tls": "set tls.ca_file (or tls.server_name) for this engine",
+    "unauthorized": "set bearer_token_file or basic_auth for this engine",
+    "redirect": "name the final address; credentials must not follow redirects",
+    "not_metrics": "the address must be the server's own, such as http://127.0.0.1:8000",
+    "http_status": "vLLM serves /metrics unless a proxy in front hides it",
+}
+
+
+class Finding(NamedTuple):
+    """One thing looked at; `advice` says what to do next."""
+
+    status: Status
+    what: str
+    found: str
+    advice: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is broken; a note is fine."""
+        return self.status != "problem"
+
+    @property
+    def mark(self) -> str:
+        """The mark in front of the line."""
+        return _MARKS[self.status]
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Return the findings, in the order in which a person would look."""
+    findings = [_python(), await _nvml(settings)]
+    findings += await _engines(settings)
+    findings += [_processes(settings), _listen(settings), _web(settings), await _host(settings)]
+    return [
+        *findings,
+        _program("Prometheus", PROMETHEUS, "prometheus"),
+        _program("Alertmanager", ALERTMANAGER, "prometheus-alertmanager"),
+    ]
+
+
+def _python() -> Finding:
+    return Finding("ok", "Python", f"{sys.version.split()[0]} ({sys.executable})")
+
+
+async def _nvml(settings: Settings) -> Finding:
+    if not settings.gpus.enabled:
+        return Finding("note", "GPUs", "switched off in the settings")
+    from .exporter.nvml import NvmlSource  # noqa: PLC0415
+
+    source = NvmlSource()
+    try:
+        devices = await asyncio.wait_for(asyncio.to_thread(source.open), _NVML_SECONDS)
+        versions = source.versions()
+    except GpuError as error:
+        return Finding("problem", "GPUs", f"NVML: {error}", _NVML_ADVICE.get(error.reason, "see dmesg"))
+    except TimeoutError:
+        return Finding("problem", "GPUs", f"NVML gave no answer within {_NVML_SECONDS:.0f} s", _NVML_ADVICE["hang"])
+    names = sorted({device.name for device in devices})
+    driver = versions.get("driver_version", "?")
+    return Finding("ok", "GPUs", f"{len(devices)} x {', '.join(names)}, driver {driver}")
+
+
+async def _engines(settings: Settings) -> list[Finding]:
+    engines = list(settings.engines)
+    if not engines and not settings.discovery.files and not settings.discovery.dns:
+        engines = await asyncio.to_thread(partial(find_local_servers, settings.placement.procfs, frozenset()))
+        if not engines:
+            advice = "start vLLM (vllm serve MODEL), or name it: --engine http://HOST:8000"
+            return [Finding("note", "Engines", "none named, none found on this machine", advice)]
+    return [await _engine(engine, settings) for engine in engines]
+
+
+async def _engine(engine: EngineSettings, settings: Settings) -> Finding:
+    what = f"Engine {engine.server}"
+    client = PageClient(engine, settings.max_page_bytes)
+    try:
+        page = await client.metrics(_FETCH_SECONDS)
+    except FetchError as error:
+        advice = _FETCH_ADVICE.get(error.reason, "").format(url=f"{engine.url}{client.metrics_path}")
+        return Finding("problem", what, f"{error.reason}: {error.detail}", advice)
+    finally:
+        client.close()
+    if b"\n# TYPE vllm:" not in page and b"\n# TYPE sglang:" not in page:
+        return Finding(
+            "problem",
+            what,
+            "answers, but its page has no engine metrics",
+            "vLLM: start it without --disable-log-stats; SGLang: with --enable-metrics",
+        )
+    return Finding("ok", what, f"{await _version(engine)}, {len(page):,} bytes of metrics")
+
+
+async def _version(engine: EngineSettings) -> str:
+    client = PageClient(engine, 1 << 16)
+    try:
+        answer = await client.get("/version", _FETCH_SECONDS)
+        return f"vLLM {json.loads(answer.body)['version']}"
+    except (FetchError, ValueError, KeyError, TypeError):
+        return "version not told"
+    finally:
+        client.close()
+
+
+def _processes(settings: Settings) -> Finding:
+    """Tell whether placement can see other users' processes."""
+    if os.geteuid() == 0:
+        return Finding("ok", "Placement", "root: engine processes and their sockets are visible")
+    try:
+        Path(settings.placement.procfs / "1/fd").stat()
+        next((settings.placement.procfs / "1/fd").iterdir(), None)
+    except OSError:
+        return Finding(
+            "note",
+            "Placement",
+            "only this user's processes are visible",
+            "run as vLLM's user or with CAP_SYS_PTRACE, or name each engine's gpus in vitals.yaml",
+        )
+    return Finding("ok", "Placement", "all processes and their sockets are visible")
+
+
+def _listen(settings: Settings) -> Finding:
+    address = settings.listen
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            advice = "an exporter may run already; else choose another address with --listen"
+            return Finding("problem", "Listen address", f"{address}: {error.strerror}", advice)
+    open_to_all = address.host not in {"127.0.0.1", "::1", "localhost"} and settings.web_config_file is None
+    if open_to_all:
+        return Finding("note", "Listen address", f"{address} is free, without TLS or password", "add --web.config.file")
+    return Finding("ok", "Listen address", f"{address} is free")
+
+
+def _web(settings: Settings) -> Finding:
+    if settings.web_config_file is None:
+        return Finding("ok", "Web config file", "none: plain HTTP, no password")
+    try:
+        web = WebConfig(settings.web_config_file)
+    except ConfigError as error:
+        return Finding("problem", "Web config file", str(error))
+    return Finding("ok", "Web config file", f"{settings.web_config_file}: {'TLS' if web.tls() else 'plain HTTP'}")
+
+
+async def _host(settings: Settings) -> Finding:
+    if settings.host.mode != "auto":
+        return Finding("ok", "Host metrics", settings.host.mode)
+    if await asyncio.to_thread(has_node_exporter, settings.host.node_exporter_url):
+        return Finding("ok", "Host metrics", "off: node_exporter already runs here")
+    return Finding("ok", "Host metrics", "on: no node_exporter here")
+
+
+def _program(name: str, programs: tuple[str, ...], package: str) -> Finding:
+    path = on_path(programs)
+    if path is None:
+        return Finding("note", name, "not on PATH", f"`up` starts it when it is there (Debian: apt install {package})")
+    return Finding("ok", name, path)
