@@ -6,13 +6,14 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from . import __version__
 from .config import OPTIONS, ConfigError, Settings, load, unknown_variables
+from .demo.scenes import SCENES, Scene
 
 _SETTINGS_FILES: Final = ("vitals.yaml", "vitals.yml")
 
@@ -58,8 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .demo.scenes import SCENES  # noqa: PLC0415  names for --help
-
     parser = argparse.ArgumentParser(
         prog="vllm-vitals",
         description="Watch vLLM engines and the GPUs they run on: one page of metrics, health, a live view.",
@@ -82,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(up)
     up.add_argument("--demo", action="store_true", help="simulated engines and GPUs: needs neither")
     _add_scene(up, SCENES)
+    up.epilog = f"{_EXAMPLES['up']}\n\nscenes of --demo:\n" + _scene_lines(SCENES)
     up.add_argument("--state", type=Path, metavar="DIR", help="where Prometheus and Alertmanager keep their data")
     up.add_argument("--no-prometheus", action="store_true", help="do not start Prometheus and Alertmanager")
 
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "run exporter and live page over simulated engines and GPUs")
     _add_settings(demo)
     _add_scene(demo, SCENES)
+    demo.epilog = f"{_EXAMPLES['demo']}\n\nscenes:\n" + _scene_lines(SCENES)
     demo.add_argument("--engines", type=_positive, default=2, metavar="N", help="simulated engines (default 2)")
     demo.add_argument("--simulated-gpus", type=_positive, default=8, metavar="N", help="simulated GPUs (default 8)")
     demo.add_argument(
@@ -120,10 +121,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(option.flag, action="append_const", const="on", default=[], dest=option.flag, help=note)
 
 
-def _add_scene(parser: argparse.ArgumentParser, scenes: Sequence[str]) -> None:
+def _add_scene(parser: argparse.ArgumentParser, scenes: Iterable[str]) -> None:
     parser.add_argument(
         "--scene", choices=list(scenes), default="steady", help="what happens in the demo (default steady)"
     )
+
+
+def _scene_lines(scenes: Mapping[str, Scene]) -> str:
+    return "\n".join(f"  {name:<13} {scene.description}" for name, scene in scenes.items())
 
 
 def _positive(text: str) -> int:

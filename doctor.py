@@ -88,7 +88,7 @@ async def _nvml(settings: Settings) -> Finding:
         devices = await asyncio.wait_for(asyncio.to_thread(source.open), _NVML_SECONDS)
         versions = source.versions()
     except GpuError as error:
-        return Finding("problem", "GPUs", f"NVML: {error}", _NVML_ADVICE.get(error.reason, "see dmesg"))
+        return Finding("problem", "GPUs", str(error), _NVML_ADVICE.get(error.reason, "see dmesg"))
     except TimeoutError:
         return Finding("problem", "GPUs", f"NVML gave no answer within {_NVML_SECONDS:.0f} s", _NVML_ADVICE["hang"])
     names = sorted({device.name for device in devices})

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,7 @@ def _over(fleet: Fleet, servers: DemoServers, settings: Settings, scene: str) ->
     return Sidecar(dataclasses.replace(settings, engines=engines), gpu_source=fleet.gpus, scene=scene)
 
 
-async def _wait(stop: asyncio.Event, work: Coroutine[Any, Any, None], seconds: float) -> bool:
+async def _wait(stop: asyncio.Event, work: Coroutine[Any, Any, object], seconds: float) -> bool:
     """Return whether the work was done before the deadline and before somebody stopped us."""
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     await asyncio.wait((working, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -127,8 +128,9 @@ def _describe(sidecar: Sidecar) -> None:
     for engine in answer["engines"]:
         state = "up" if engine["up"] else f"down: {engine['reason']}"
         print(f"engine        {engine['url']}  {', '.join(engine['models']) or '-'}  ({state})")
-    for gpu in answer["gpus"]:
-        print(f"gpu           {gpu['gpu']}  {gpu['name']}  ({'up' if gpu['up'] else gpu['reason']})")
+    kinds = Counter((gpu["name"], "up" if gpu["up"] else gpu["reason"]) for gpu in answer["gpus"])
+    for (name, state), count in kinds.items():
+        print(f"gpus          {count} x {name}  ({state})")
 
 
 def _explain(missing: Missing) -> None:

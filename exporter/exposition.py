@@ -7,7 +7,7 @@ would refuse is dropped and counted, since Prometheus throws away the whole page
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from ..vocabulary import ENGINE_PROCESS_PREFIXES, HTTP_HANDLERS, HTTP_REQUESTS, HTTP_STATUSES, OURS, RENAMES
@@ -53,6 +53,7 @@ _OURS: Final = frozenset(name.encode() for name in OURS)  # a chained exporter's
 _HTTP_REQUESTS: Final = HTTP_REQUESTS.encode()
 _HTTP_HANDLERS: Final = tuple((b'"%b"' % path.encode(), b'"%b"' % method.encode()) for path, method in HTTP_HANDLERS)
 _HTTP_STATUSES: Final = tuple(b'"%b"' % status.encode() for status in HTTP_STATUSES)
+_CONSTANT: Final = (b"_created", b"_info")  # four families in ten, and they change when the engine starts
 _PLAN_BOUND: Final = 4096  # a page that invents family names at every scrape must not grow us
 
 
@@ -101,7 +102,61 @@ _NO_HTTP_REQUESTS: Final = Family(
     b"# HELP %b HTTP requests by handler, method and status.\n# TYPE %b counter\n" % (_HTTP_REQUESTS, _HTTP_REQUESTS),
     b"",
 )
+
+
+class _Constant(NamedTuple):
+    """A family that comes out as before as long as the page states it in the same bytes."""
+
+    part: bytes
+    name: bytes
+    family: Family
+    samples: int
+    help_line: bytes | None
+
+
 _NO_FAMILY: Final = _Plan(b"", b"untyped", ())
+
+
+class _Assembly:
+    """A page's families while they come together."""
+
+    def __init__(self) -> None:
+        self.families: dict[bytes, Family] = {}
+        self.strangers: list[bytes] = []
+        self.samples = 0
+        self.dropped = 0
+        self.duplicates = 0
+        self.conflicts = 0
+
+    def take(self, name: bytes, family: Family, count: int) -> None:
+        """Add a family of `count` samples; one that is there already keeps its header and its series."""
+        earlier = self.families.get(name)
+        if earlier is None:
+            self.families[name] = family
+            self.samples += count
+        else:
+            self.conflicts += earlier.kind != family.kind
+            self._append(name, family.lines)
+
+    def settle(self) -> None:
+        """Bring samples that stood under another family's header, or under none, to their own family."""
+        for line in self.strangers:
+            name = line[: line.index(b"{")]
+            owner = next((base for base in _bases(name) if self._owns(base, name)), name)
+            self.families.setdefault(owner, Family(b"untyped", b"", b""))
+            self._append(owner, line)
+
+    def _owns(self, base: bytes, name: bytes) -> bool:
+        family = self.families.get(base)
+        return family is not None and name.removeprefix(base) in _SUFFIXES.get(family.kind, _PLAIN)
+
+    def _append(self, name: bytes, lines: bytes) -> None:
+        family = self.families[name]
+        present = {_series(line) for line in family.lines.splitlines()}
+        fresh = [line for line in lines.splitlines(keepends=True) if _series(line) not in present]
+        self.families[name] = family._replace(lines=family.lines + b"".join(fresh))
+        self.samples += len(fresh)
+        self.duplicates += lines.count(b"\n") - len(fresh)
 
 
 class Relabeler:
@@ -118,6 +173,8 @@ class Relabeler:
         self._braces = b"{%b} " % self._label
         self._raw_names = raw_names
         self._plans: dict[bytes, _Plan] = {}
+        self._regular: dict[bytes, int] = {}
+        self._constant: dict[bytes, _Constant] = {}
         self._http_series: tuple[bytes, ...] | None = None
         self._http_zeros = b""
 
@@ -125,50 +182,53 @@ class Relabeler:
         """Return the page's families; never raises, whatever the bytes are."""
         common = _is_utf8(page) and b'server="' not in page
         whole, _, torn = page.rpartition(b"\n")  # without its newline the last line may have lost digits
-        samples, dropped, duplicates, conflicts = 0, int(bool(torn.strip())), 0, 0
-        families: dict[bytes, Family] = {}
-        strangers: list[bytes] = []
+        result = _Assembly()
+        result.dropped = int(bool(torn.strip()))
         leading, *parts = (b"\n" + whole).split(b"\n# TYPE ")
+        help_line: bytes | None
         lines, help_line = _cut_help(leading)
         if lines:
-            dropped += self._line_by_line(_NO_FAMILY, b"", lines, strangers)[1]
+            self._line_by_line(_NO_FAMILY, b"", lines, result)
+        plans, constant, families = self._plans, self._constant, result.families
         for part in parts:
             end = part.find(b"\n")
             head = part[:end] if end >= 0 else part
-            plan = self._plans.get(head) or self._plan(head, help_line)
+            same = constant.get(head)
+            if same is not None and same.part == part and same.name not in families:
+                families[same.name] = same.family
+                result.samples += same.samples
+                help_line = same.help_line
+                continue
+            plan = plans.get(head) or self._plan(head, help_line)
             match = _COMMON_FORM[plan.kind].fullmatch(part) if common else None
             if match is None:
                 lines, help_line = _cut_help(part[len(head) :])
             else:
-                lines, help_line = match[2], match[4] or b""
+                lines, bare, help_line = match.group(2, 3, 4)
             for target, header in plan.targets:
                 if target != plan.name and b"\n# TYPE %b " % target in page:
                     continue  # the page has the same thing under today's name
-                if match is None:
-                    labelled, bad = self._line_by_line(plan, target, lines, strangers)
-                    count = labelled.count(b"\n")
-                    dropped += bad
-                else:
-                    labelled, count = self._labelled(lines, plan.name, target, bare=match[3] is not None)
-                samples += count
-                earlier = families.get(target)
-                if earlier is None:
-                    families[target] = Family(plan.kind, header, labelled)
-                else:
-                    conflicts += earlier.kind != plan.kind
-                    duplicates += _append(families, target, labelled)
-        for line in strangers:
-            samples += 1
-            duplicates += _append(families, self._owner(line, families), line)
-        if b"\n# TYPE vllm:" in page or _HTTP_REQUESTS in families:
-            samples += self._add_http_zeros(families)
-        samples -= duplicates
-        return ServerPage(families, samples, dropped, duplicates, conflicts)
+                if match is not None:
+                    labelled, count = self._labelled(lines, plan.name, target, bare=bare is not None)
+                    if self._regular.get(head) == count or self._is_regular(head, lines, count):
+                        family = Family(plan.kind, header, labelled)
+                        result.take(target, family, count)
+                        if target == plan.name and target.endswith(_CONSTANT):
+                            constant[head] = _Constant(part, target, family, count, help_line)
+                        continue
+                labelled, count = self._line_by_line(plan, target, lines, result)
+                result.take(target, Family(plan.kind, header, labelled), count)
+        result.settle()
+        if b"\n# TYPE vllm:" in page or _HTTP_REQUESTS in result.families:
+            result.samples += self._add_http_zeros(result.families)
+        return ServerPage(result.families, result.samples, result.dropped, result.duplicates, result.conflicts)
 
-    def _plan(self, head: bytes, help_line: bytes) -> _Plan:
+    def _plan(self, head: bytes, help_line: bytes | None) -> _Plan:
         """Return what to do with the family of this TYPE line; the engine's own process is left out."""
         if len(self._plans) >= _PLAN_BOUND:
             self._plans.clear()
+            self._regular.clear()
+            self._constant.clear()
         words = head.split()
         name = words[0] if len(words) == 2 and _FAMILY_NAME.fullmatch(words[0]) and _is_utf8(head) else b""
         kind = words[1] if name and words[1] in _COMMON_FORM else b"untyped"
@@ -176,7 +236,7 @@ class Relabeler:
         names = [name] if today is None else [today, name] if self._raw_names else [today]
         if not name or name in _OURS or name.startswith(_ENGINE_PROCESS):
             names = []
-        help_name, _, text = help_line.partition(b" ")
+        help_name, _, text = (help_line or b"").partition(b" ")
         text = text if help_name == name and _is_utf8(text) else b""
         plan = _Plan(name, kind, tuple((target, _header(target, kind, text)) for target in names))
         self._plans[head] = plan
@@ -196,11 +256,19 @@ class Relabeler:
             labelled = labelled.replace(b"\n" + name, b"\n" + target)
         return labelled[1:] + b"\n", count
 
-    def _line_by_line(self, plan: _Plan, target: bytes, lines: bytes, strangers: list[bytes]) -> tuple[bytes, int]:
-        """Return the family's good lines and the number of bad ones; lines of other families go to `strangers`."""
+    def _is_regular(self, head: bytes, lines: bytes, count: int) -> bool:
+        """Tell whether no series and no label name repeats; asked whenever a family's number of samples changed."""
+        rows = [(line, _EACH_LABEL.findall(line)) for line in lines[1:].splitlines()]
+        distinct = all(len(labels) == len(dict(labels)) for _, labels in rows)
+        if not distinct or len({_series(line) for line, _ in rows}) < count:
+            return False
+        self._regular[head] = count
+        return True
+
+    def _line_by_line(self, plan: _Plan, target: bytes, lines: bytes, result: _Assembly) -> tuple[bytes, int]:
+        """Return the family's good lines and how many they are; what is bad or of other families goes to `result`."""
         own = {plan.name + suffix: target + suffix for suffix in _SUFFIXES.get(plan.kind, _PLAIN)}
-        good: dict[bytes, bytes] = {}
-        bad = 0
+        good: dict[object, bytes] = {}
         for line in lines.split(b"\n"):
             text = line.strip(b" \t\r")
             if not text or text.startswith(b"#"):
@@ -208,25 +276,17 @@ class Relabeler:
             match = _ANY_FORM.fullmatch(text)
             labels = _relabelled(match[2] or b"") if match else None
             if match is None or labels is None or not _is_number(match[3]) or not _is_utf8(text):
-                bad += 1
+                result.dropped += 1
                 continue
-            series = b"{" + self._label + (b"," + labels if labels else b"") + b"}"
-            value = b" " + match[3] + (b" " + match[4].strip() if match[4] else b"") + b"\n"
-            if match[1] in own:
-                good.setdefault(own[match[1]] + series, value)
-            elif match[1] not in _OURS and not match[1].startswith(_ENGINE_PROCESS):
-                strangers.append(match[1] + series + value)
-        return b"".join(series + value for series, value in good.items()), bad
-
-    def _owner(self, line: bytes, families: dict[bytes, Family]) -> bytes:
-        """Return the family of a sample that stood under another family's header or under none."""
-        name = line[: line.index(b"{")]
-        for suffix in (b"_bucket", b"_count", b"_sum"):
-            base = name.removesuffix(suffix)
-            if base != name and base in families and suffix in _SUFFIXES.get(families[base].kind, _PLAIN):
-                return base
-        families.setdefault(name, Family(b"untyped", b"", b""))
-        return name
+            name, _, value, time = match.groups()
+            labelled = b"%b{%b%b} %b" % (own.get(name, name), self._label, labels, value)
+            labelled += b" %b\n" % time.strip() if time else b"\n"
+            if name in own:
+                result.duplicates += _series(labelled) in good
+                good.setdefault(_series(labelled), labelled)
+            elif name not in _OURS and not name.startswith(_ENGINE_PROCESS):
+                result.strangers.append(labelled)
+        return b"".join(good.values()), len(good)
 
     def _add_http_zeros(self, families: dict[bytes, Family]) -> int:
         """Give every handler its children for all outcomes; returns how many were added."""
@@ -279,17 +339,21 @@ def _header(name: bytes, kind: bytes, text: bytes) -> bytes:
     return b"# HELP %b %b\n%b" % (name, text, type_line) if text else type_line
 
 
-def _append(families: dict[bytes, Family], name: bytes, lines: bytes) -> int:
-    """Add lines to a family; returns how many were left out because their series is there already."""
-    family = families[name]
-    present = {line[: line.rindex(b"}")] for line in family.lines.splitlines()}
-    fresh = [line for line in lines.splitlines(keepends=True) if line[: line.rindex(b"}")] not in present]
-    families[name] = family._replace(lines=family.lines + b"".join(fresh))
-    return lines.count(b"\n") - len(fresh)
+def _bases(name: bytes) -> Iterator[bytes]:
+    """Yield the families that a sample's name may belong to."""
+    yield from (name.removesuffix(suffix) for suffix in (b"_bucket", b"_count", b"_sum") if name.endswith(suffix))
+
+
+def _series(line: bytes) -> tuple[bytes, frozenset[tuple[bytes, bytes]]]:
+    """Return what makes a sample line's series: the order of labels does not, nor does a space or brace in a value."""
+    return re.split(rb"[{ ]", line, maxsplit=1)[0], frozenset(_EACH_LABEL.findall(line))
 
 
 def _relabelled(labels: bytes) -> bytes | None:
-    """Return label pairs in the common form, a `server` of theirs as `exported_server`; None when a name repeats."""
+    """Return label pairs in the common form, each after a comma; a `server` of theirs as `exported_server`.
+
+    None when a name repeats.
+    """
     pairs = _EACH_LABEL.findall(labels)
     names = {name for name, _ in pairs}
     if len(names) < len(pairs):
@@ -297,7 +361,7 @@ def _relabelled(labels: bytes) -> bytes | None:
     exported = b"exported_server"
     while exported in names:  # Prometheus prefixes again and again, too
         exported = b"exported_" + exported
-    return b",".join((exported if name == b"server" else name) + b"=" + value for name, value in pairs)
+    return b"".join(b",%b=%b" % (exported if name == b"server" else name, value) for name, value in pairs)
 
 
 def _is_number(token: bytes) -> bool:

@@ -36,6 +36,7 @@ class GpuRecord:
         self.waiting: GpuDevice | None = None  # to be read as soon as the old thread came out of the driver
         self.identity: Mapping[str, bytes] = {}
         self.xids: XidCounts | None = None
+        self.said = ""  # the reason that the log has: one line per change, not per attempt
         # every reason from the start, so that increase() sees the first failure
         self._failures = {reason: 0 for reason in GPU_REASONS if reason != "starting"}
         self.failure_lines = self._render_failures()
@@ -114,6 +115,7 @@ class GpuWorker:
             try:
                 self._cycle(self.cycle_started)
                 self._failed = 0
+                self._record.said = ""
             except GpuError as error:
                 self._fail(error.reason)
             except Exception:
@@ -199,7 +201,8 @@ class GpuWorker:
         self._slow_due = self._processes_due = 0.0
         if self._retired.is_set():
             return
-        if self._failed == 1:
+        if self._record.said != reason:
+            self._record.said = reason
             _log.warning("GPU %d (%s) cannot be read: %s", self._device.index, self._device.uuid, reason)
         self._record.count_failure(reason)
         self._record.down(reason)

@@ -23,8 +23,8 @@ class XidCounts:
         self._lock = Lock()
         self._changed()
 
-    def add(self, event: XidEvent) -> None:
-        """Count one event."""
+    def add(self, event: XidEvent) -> bool:
+        """Count one event; return whether it is the first of its code."""
         with self._lock:
             code = str(event.code)
             if code not in self._counts and len(self._counts) >= _MAX_CODES:
@@ -32,6 +32,7 @@ class XidCounts:
             self._counts[code] = self._counts.get(code, 0) + 1
             self._last[code] = event.timestamp
             self._changed()
+            return self._counts[code] == 1
 
     def move(self, gpu_labels: str) -> None:
         """Write other labels from now on."""

@@ -21,6 +21,7 @@ from .gpu_types import (
 from .gpu_worker import GpuRecord, GpuWorker
 from .gpu_xids import XidCounts
 from .series import Sample, label_pairs, render
+from .xid import meaning
 
 __all__ = [
     "FAMILY_GROUPS",
@@ -41,8 +42,8 @@ _REOPEN: Final = frozenset({"lost", "reset_required", "driver_reload", "version_
 _OPEN_HANG_SECONDS = 10.0  # the first nvmlInit without persistence mode takes seconds
 _CLOSE_SECONDS = 5.0
 _TICK_SECONDS = 1.0
-_EVENT_SECONDS = 0.5
-# One after another, not spread over the interval: a processor that is awake, with warm caches, reads a GPU for a third.
+_EVENT_SECONDS = 1.0
+# One after another, not spread over the interval: with warm caches the background takes a third less CPU.
 _STAGGER_SECONDS = 0.002
 _HEALTHY_SECONDS = 60.0  # after so long without a wish to open again, the backoff starts over
 _HUNG_PATIENCE_SECONDS = 60.0  # opening again may block on a GPU that hangs: spare healthy GPUs, but not forever
@@ -56,7 +57,7 @@ class GpuMonitor:
         source: NVML, or a simulation.
         interval: seconds between two cycles of a GPU.
         slow_interval: seconds between two readings of the slow families.
-        families_off: names from FAMILY_GROUPS. The source must be given them, too, to save the driver calls.
+        families_off: names from FAMILY_GROUPS that leave the page. NvmlSource wants them, too: it then makes no call.
         hang_seconds: a cycle that runs longer than this (and than three intervals) takes its GPU down.
         backoff: first and longest pause in seconds before the driver is opened again.
     """
@@ -83,7 +84,7 @@ class GpuMonitor:
         self._opening_since: float | None = None
         self._versions: Mapping[str, str] = {}
         self._count = 0
-        self._restarts = 0
+        self._openings = 0
         self._wish_since: float | None = None
         self._stopping = Event()
         self._wake = Event()
@@ -144,7 +145,7 @@ class GpuMonitor:
         reason = self.reason()
         samples = [
             Sample("vllm_vitals_nvml_up", label_pairs(reason=reason), int(not reason)),
-            Sample("vllm_vitals_nvml_restarts_total", "", self._restarts),
+            Sample("vllm_vitals_nvml_restarts_total", "", max(0, self._openings - 1)),
         ]
         if not reason:
             samples.append(Sample("vllm_vitals_gpus", "", self._count))
@@ -189,10 +190,10 @@ class GpuMonitor:
                     failed = min(2 * failed, longest)
                     continue
                 failed = first
+                self._openings += 1
                 healthy = self._serve(devices, short_lived)
                 short_lived = first if healthy else min(2 * short_lived, longest)
                 self._close()
-                self._restarts += 1
             except Exception:  # nothing but this thread could bring the GPUs back
                 _log.exception("supervising the GPUs failed")
                 self._not_open("failed", "see above")
@@ -343,9 +344,9 @@ class GpuMonitor:
         records = {record.snapshot.uuid: record for record in self._records}
         for event in events:
             record = records.get(event.uuid)
-            if record is not None and record.xids is not None:
-                record.xids.add(event)
-                _log.warning("GPU %d (%s): XID %d", record.snapshot.index, event.uuid, event.code)
+            if record is not None and record.xids is not None and record.xids.add(event):
+                index, said = record.snapshot.index, meaning(event.code)
+                _log.warning("GPU %d (%s): XID %d, %s", index, event.uuid, event.code, said)
 
     def _close(self) -> None:
         """Let the threads end and close the source; neither a GPU nor a close that hangs holds this up for long."""

@@ -181,8 +181,13 @@ def _from_config(engine: _Engine, world: _World) -> list[_Claim] | None:
     if not engine.facts.gpus:
         return None
     # Always wins: a configured GPU that is not there makes the engine unknown rather than placed by something weaker.
-    found = [configured(token, world.gpus) for token in engine.facts.gpus]
-    return _ranked([gpu for gpu in found if gpu is not None], engine, world)
+    found = [gpu for token in engine.facts.gpus if (gpu := configured(token, world.gpus)) is not None]
+    claims = _ranked(found, engine, world)
+    indices = sorted({index for index, _ in engine.facts.pairs}, key=lambda index: (len(index), index))
+    if any(claim.rank for claim in claims) or len(indices) < 2 or len(found) % len(indices):
+        return claims
+    # vLLM gives data-parallel ranks consecutive devices, so a list in the order of its devices splits the same way.
+    return [_Claim(gpu, indices[number * len(indices) // len(found)]) for number, gpu in enumerate(found)]
 
 
 def _from_processes(engine: _Engine, world: _World) -> list[_Claim] | None:

@@ -65,6 +65,8 @@ class Sidecar:
         self._failures: Counter[str] = Counter()
         self._scrapes = 0
         self._scrape_seconds: float | None = None
+        self._first_discovery = asyncio.Event()
+        self._first_discovery.set()
         self.ready = asyncio.Event()
         self.rejected: Callable[[], Counter[str]] = Counter
         self.web_reload_failures: Callable[[], int] = lambda: 0
@@ -82,9 +84,11 @@ class Sidecar:
         self._host.start()
         self._spot.start()
         self._take_servers()
+        rounds = [self._every(self.settings.sample_interval, self._observe)]
         if self._servers.dynamic:
-            self._tasks.append(asyncio.create_task(self._every(self.settings.discovery.refresh, self._discover)))
-        self._tasks.append(asyncio.create_task(self._every(self.settings.sample_interval, self._observe)))
+            self._first_discovery.clear()
+            rounds.append(self._every(self.settings.discovery.refresh, self._discover))
+        self._tasks += [asyncio.create_task(each) for each in rounds]
 
     async def stop(self) -> None:
         """Stop every reader; bounded, whatever hangs."""
@@ -180,8 +184,11 @@ class Sidecar:
             await asyncio.sleep(max(0.1, interval - (time.monotonic() - started)))
 
     async def _discover(self) -> None:
-        await asyncio.to_thread(self._servers.refresh)
-        self._take_servers()
+        try:
+            await asyncio.to_thread(self._servers.refresh)
+            self._take_servers()
+        finally:
+            self._first_discovery.set()
 
     def _take_servers(self) -> None:
         """Open what is new and close what is gone; what stays keeps its connection and history."""
@@ -203,6 +210,7 @@ class Sidecar:
 
     async def _observe(self) -> None:
         """Take a reading of everything: for health, placement and the live page."""
+        await self._first_discovery.wait()
         interval = self.settings.sample_interval
         timeout = min(interval, self.settings.scrape_timeout)
         await asyncio.gather(*(engine.observe(interval, timeout) for engine in self.engines))

@@ -76,6 +76,19 @@ def test_configured_gpu_that_is_not_there_leaves_the_engine_unknown():
     assert join(placed) == [("0", "", "unknown")]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "rows"),
+    [
+        (("2", "3"), [("0", "2"), ("1", "3")]),
+        (("3", "1", "0", "2"), [("0", "3"), ("0", "1"), ("1", "0"), ("1", "2")]),
+        (("0", "1", "2"), [("", "0"), ("", "1"), ("", "2")]),  # does not split evenly, so nobody guesses
+    ],
+)
+def test_configured_gpus_go_to_data_parallel_ranks_in_their_order(tokens, rows):
+    placed = place([engine(pairs=RANKS, gpus=tokens)], [gpu(n) for n in range(4)], tree())
+    assert [(row.engine, row.gpu) for row in placed] == rows
+
+
 def test_configured_gpus_get_their_ranks_from_the_processes_on_them():
     placed = place([engine(pairs=RANKS, gpus=("0", "1"))], [gpu(0, (20, 5)), gpu(1, (30, 7))], data_parallel())
     assert [(row.engine, row.gpu, row.memory_bytes) for row in placed] == [("0", "0", 5), ("1", "1", 7)]
@@ -215,11 +228,11 @@ def test_index_in_a_container_with_devices_by_other_means_is_not_trusted():
 
 
 def test_machine_index_is_not_ours_when_we_see_a_part_of_the_machine():
-    processes = single(container="c" * 64, environ={"NVIDIA_VISIBLE_DEVICES": "1"})
+    processes = single(container="c" * 64, environ={"NVIDIA_VISIBLE_DEVICES": "0"})
     engines = [engine(), engine("far", "http://10.9.9.9:1/")]
     seen = [gpu(0)]  # index 0 for us, 3 for the machine
     assert place(engines, seen, processes, here=Here(nvidia_visible_devices="3"))[0].source == "unknown"
-    same = place(engines, seen, processes, here=Here(nvidia_visible_devices="1"))
+    same = place(engines, seen, processes, here=Here(nvidia_visible_devices="0"))
     assert (same[0].source, same[0].gpu) == ("environ", "0")
 
 
@@ -347,6 +360,16 @@ def wait_for(condition, seconds=15.0):
     return found
 
 
+def wait_for_core(placement):
+    """Return the roles once the core has its title: between fork and exec it looks like its parent."""
+
+    def found():
+        roles = placement.pids().get("llm", {})
+        return sorted(roles.values()) == ["api_server", "engine_core"] and roles
+
+    return wait_for(found)
+
+
 @pytest.fixture
 def placement(tmp_path):
     running = Placement(kubelet=None, pod_logs=tmp_path, pause=0.05, backstop=60)
@@ -363,7 +386,7 @@ def test_thread_finds_the_real_engine_process_on_its_gpu_and_follows_its_memory(
     pid, port = server
     facts = engine(url=f"http://localhost:{port}/metrics")
     placement.update([facts], [gpu(0), gpu(1)])
-    roles = wait_for(lambda: len(placement.pids().get("llm", {})) == 2 and placement.pids()["llm"])
+    roles = wait_for_core(placement)
     assert roles[pid] == "api_server"
     core = next(child for child, role in roles.items() if role == "engine_core")
     placement.update([facts], [gpu(0), gpu(1, (core, 100))])
@@ -380,9 +403,11 @@ def test_thread_walks_again_when_a_process_of_the_engine_has_gone(server, placem
     pid, port = server
     facts = engine(url=f"http://127.0.0.1:{port}/metrics")
     placement.update([facts], [gpu(0)])
-    roles = wait_for(lambda: len(placement.pids().get("llm", {})) == 2 and placement.pids()["llm"])
+    roles = wait_for_core(placement)
     core = next(child for child, role in roles.items() if role == "engine_core")
-    os.kill(core, 9)  # stays as a zombie below its parent, which does not wait for it
+    placement.update([facts], [gpu(0, (core, 100))])
+    wait_for(lambda: [row.source for row in placement.placed()] == ["process"])  # settled: no walk is due by itself
+    os.kill(core, 9)
     os.kill(pid, 9)
     wait_for(lambda: placement.pids() == {"llm": {}})
 

@@ -342,7 +342,7 @@ static void refresh(void) {
     for (int g = 0; g < MAX_GPUS; g++) {
         long long override = parsed->gpu[g].value[K_energy_mj];
         if (override >= 0 && override != state->gpu[g].value[K_energy_mj]) energy_base[g] = override, energy[g] = 0;
-        else if (parsed->generation != state->generation) energy_base[g] = 0, energy[g] = 0; /* driver load: from zero */
+        else if (seen_size >= 0 && parsed->generation != state->generation) energy_base[g] = 0, energy[g] = 0; /* driver load: from zero */
     }
     State *old = state;
     state = parsed;
