@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
             description=summary[0].upper() + summary[1:] + ".",
             epilog=_EXAMPLES[name],
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # a flag that comes later must not change what a script means
         )
         sub.set_defaults(run=run)
         return sub

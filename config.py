@@ -6,6 +6,7 @@ place (file and line, variable or flag), the key, what was found and what was ex
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import types
@@ -220,6 +221,14 @@ _BOOLEANS: Final = {
     "off": False,
     "0": False,
 }
+_MINIMA: Final = {
+    "gpus.interval": 0.1,  # faster polling disturbs the workload
+    "gpus.slow_interval": 1.0,
+    "sample_interval": 0.5,
+    "scrape_timeout": 0.1,
+    "discovery.refresh": 1.0,
+    "health.engine_stall": 10.0,
+}
 _SINGLE_CHOICE: Final = (("bearer_token_file", "bearer_token_env"), ("basic_auth", "bearer_token_file"), ("basic_auth", "bearer_token_env"), ("password_file", "password_env"))  # fmt: skip
 
 
@@ -238,13 +247,11 @@ def load(path: Path | None, flags: Mapping[str, Sequence[str]], environ: Mapping
     for option in OPTIONS:
         given = flags.get(option.flag)
         place = option.flag
-        if not given and environ.get(option.variable):
-            given, place = environ[option.variable].split(","), option.variable
-            if option.flag != "--engine":
-                given = [environ[option.variable]]
+        if not given and (text := environ.get(option.variable)):
+            place = option.variable
+            given = [part for part in text.split(",") if part.strip()] if option.flag == "--engine" else [text]
         if given:
             settings = _override(settings, option.key, given, place)
-    _check(settings)
     return settings
 
 
@@ -260,19 +267,24 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def _from_file(path: Path) -> Settings:
+    root = read_yaml(path)
+    if root is None:
+        return Settings()
+    result = from_node(Settings, root, str(path))
+    assert isinstance(result, Settings)
+    return result
+
+
+def read_yaml(path: Path) -> yaml.Node | None:
+    """Return a file's root node with its line numbers, None for an empty file; raises ConfigError."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
-    if root is None:
-        return Settings()
-    result = from_node(Settings, root, str(path))
-    assert isinstance(result, Settings)
-    return result
 
 
 def from_node(kind: Any, node: yaml.Node, file: str, key: str = "") -> Any:
@@ -293,20 +305,26 @@ def from_node(kind: Any, node: yaml.Node, file: str, key: str = "") -> Any:
     if origin is tuple:
         if not isinstance(node, yaml.SequenceNode):
             raise ConfigError(f"{place}: {key}: expected a list, found {_describe(node)}")
-        return tuple(from_node(get_args(kind)[0], item, file, f"{key}[{i}]") for i, item in enumerate(node.value))
+        items = tuple(from_node(get_args(kind)[0], item, file, f"{key}[{i}]") for i, item in enumerate(node.value))
+        if get_args(kind)[0] is EngineSettings:
+            _distinct(items, [f"{file}:{item.start_mark.line + 1}: {key}" for item in node.value])
+        return items
     if origin is not None and origin is not Literal:  # Mapping[str, X]
         if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(f"{place}: {key}: expected a mapping, found {_describe(node)}")
+            found = "text" if isinstance(node, yaml.ScalarNode) else "a list"  # never the text: it may be a password
+            raise ConfigError(f"{place}: {key}: expected a mapping, found {found}")
         names, values = get_args(kind)
-        return {
-            from_text(names, name.value, f"{file}:{name.start_mark.line + 1}: {key}"): from_node(
-                values, value, file, f"{key}.{name.value}"
-            )
-            for name, value in node.value
-        }
+        result: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            line = f"{file}:{name_node.start_mark.line + 1}: {key}"
+            name = from_text(names, _key_name(name_node, line), line)
+            if name in result:
+                raise ConfigError(f"{line}.{name}: given twice")
+            result[name] = from_node(values, value_node, file, f"{key}.{name}")
+        return result
     if not isinstance(node, yaml.ScalarNode):
         raise ConfigError(f"{place}: {key}: expected {_expected(kind)}, found {_describe(node)}")
-    return from_text(kind, node.value, f"{place}: {key}")
+    return _at_least(key, from_text(kind, node.value, f"{place}: {key}"), f"{place}: {key}")
 
 
 def _dataclass_from_node(kind: type[Any], node: yaml.Node, file: str, key: str) -> Any:
@@ -314,12 +332,14 @@ def _dataclass_from_node(kind: type[Any], node: yaml.Node, file: str, key: str) 
     if kind is EngineSettings and isinstance(node, yaml.ScalarNode):
         return engine_from_text(node.value, f"{place}: {key}")
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{place}: {key or 'the file'}: expected a mapping of keys, found {_describe(node)}")
+        # a scalar in the place of user and password is one of them
+        found = "text" if kind is BasicAuth and isinstance(node, yaml.ScalarNode) else _describe(node)
+        raise ConfigError(f"{place}: {key or 'the file'}: expected a mapping of keys, found {found}")
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for name_node, value_node in node.value:
-        name = str(name_node.value)
         line = f"{file}:{name_node.start_mark.line + 1}"
+        name = _key_name(name_node, f"{line}: {key or 'the file'}")
         dotted = f"{key}.{name}" if key else name
         if name not in hints:
             raise ConfigError(f"{line}: {dotted}: unknown key{_nearest(name, hints)}")
@@ -335,7 +355,31 @@ def _dataclass_from_node(kind: type[Any], node: yaml.Node, file: str, key: str) 
         raise ConfigError(f"{place}: {key}: expected the key {min(missing)!r}, found none")
     if kind is EngineSettings:
         values["url"] = _engine_url(values["url"], f"{place}: {key}.url")
+        if values.get("tls") is not None and values["url"].startswith("http:"):
+            raise ConfigError(f"{place}: {key}: expected an https address beside tls, found {values['url']!r}")
     return kind(**values)
+
+
+def _key_name(node: yaml.Node, place: str) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise ConfigError(f"{place}: expected a name as key, found {_describe(node)}")
+    return str(node.value)
+
+
+def _at_least(key: str, value: Any, place: str) -> Any:
+    low = _MINIMA.get(key)
+    if low is not None and value < low:
+        raise ConfigError(f"{place}: expected at least {low:g}s, found {value:g}s")
+    return value
+
+
+def _distinct(engines: Sequence[EngineSettings], places: Sequence[str]) -> None:
+    """Refuse two servers of one name: their series would be the same."""
+    seen: set[str] = set()
+    for engine, place in zip(engines, places, strict=True):
+        if engine.server in seen:
+            raise ConfigError(f"{place}: expected different names, found {engine.server!r} twice; name them: NAME=URL")
+        seen.add(engine.server)
 
 
 def from_text(kind: Any, text: str, place: str) -> Any:
@@ -364,57 +408,47 @@ def engine_from_text(text: str, place: str) -> EngineSettings:
 
 def _engine_url(text: str, place: str) -> str:
     expected = "expected an address such as http://127.0.0.1:8000"
-    url = urlsplit(text if "://" in text else f"http://{text}")
+    found = _without_secrets(text)
     try:
+        url = urlsplit(text if "://" in text else f"http://{text}")
         port = url.port
-    except ValueError:
-        port = 0
-    if url.scheme not in {"http", "https"} or not url.hostname or port == 0:
-        raise ConfigError(f"{place}: {expected}, found {_without_password(text)!r}")
-    if url.username or url.password:
+        host = (url.hostname or "").encode("idna").decode()
+    except ValueError:  # a port beyond 65535, an IPv6 address that is none, an empty or overlong part of the name
+        raise ConfigError(f"{place}: {expected}, found {found!r}") from None
+    if url.username is not None or url.password is not None:
         raise ConfigError(
             f"{place}: {expected} without user and password (they belong into basic_auth with a password_file), "
-            f"found {_without_password(text)!r}"
+            f"found {found!r}"
         )
-    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    authority = f"{host}:{port}" if port else host
-    return f"{url.scheme}://{authority}{url.path.rstrip('/')}"
+    if url.scheme not in {"http", "https"} or not host or port == 0:
+        raise ConfigError(f"{place}: {expected}, found {found!r}")
+    if url.query or url.fragment:
+        raise ConfigError(f"{place}: {expected} without a query (it belongs into metrics_path), found {found!r}")
+    authority = f"[{host}]" if ":" in host else host
+    return f"{url.scheme}://{authority}{f':{port}' if port else ''}{url.path.rstrip('/')}"
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@]*@", "//...@", text)
+def _without_secrets(text: str) -> str:
+    """Return an address as an error may show it: without user, password and query."""
+    shown = re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)?.*@", r"\1...@", text)
+    return re.sub(r"\?.*", "?...", shown)
 
 
 def _override(settings: Settings, key: str, given: Sequence[str], place: str) -> Settings:
     head, _, rest = key.partition(".")
     if key == "engines":
-        return dataclasses.replace(settings, engines=tuple(engine_from_text(text, place) for text in given if text))
+        engines = tuple(engine_from_text(text, place) for text in given)
+        _distinct(engines, [place] * len(engines))
+        return dataclasses.replace(settings, engines=engines)
     if rest:
         part = getattr(settings, head)
         hint = typing.get_type_hints(type(part))[rest]
-        part = dataclasses.replace(part, **{rest: from_text(hint, given[-1], place)})
+        part = dataclasses.replace(part, **{rest: _at_least(key, from_text(hint, given[-1], place), place)})
         return dataclasses.replace(settings, **{head: part})
     hint = typing.get_type_hints(Settings)[head]
     if get_origin(hint) is types.UnionType:
         hint = next(part for part in get_args(hint) if part is not type(None))
-    return dataclasses.replace(settings, **{head: from_text(hint, given[-1], place)})
-
-
-def _check(settings: Settings) -> None:
-    servers = [engine.server for engine in settings.engines]
-    for server in servers:
-        if servers.count(server) > 1:
-            raise ConfigError(f"engines: expected different names, found {server!r} twice; name them: NAME=URL")
-    for key, value, low in (
-        ("gpus.interval", settings.gpus.interval, 0.1),  # faster polling disturbs the workload
-        ("gpus.slow_interval", settings.gpus.slow_interval, 1.0),
-        ("sample_interval", settings.sample_interval, 0.5),
-        ("scrape_timeout", settings.scrape_timeout, 0.1),
-        ("discovery.refresh", settings.discovery.refresh, 1.0),
-        ("health.engine_stall", settings.health.engine_stall, 10.0),
-    ):
-        if value < low:
-            raise ConfigError(f"{key}: expected at least {low:g}s, found {value:g}s")
+    return dataclasses.replace(settings, **{head: _at_least(key, from_text(hint, given[-1], place), place)})
 
 
 def _read_duration(text: str) -> Seconds:
@@ -432,8 +466,8 @@ def _read_ratio(text: str) -> Ratio:
 
 
 def _read_address(text: str) -> Address:
-    host, _, port = text.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:  # a bare port would listen on all interfaces
         raise ValueError
     return Address(host.strip("[]") or "0.0.0.0", int(port))
 
@@ -452,6 +486,13 @@ def _read_whole(text: str) -> int:
     return value
 
 
+def _read_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
 def _read_filled(text: str) -> str:
     if not text:
         raise ValueError
@@ -461,7 +502,7 @@ def _read_filled(text: str) -> str:
 _READERS: Final[Mapping[Any, Callable[[str], Any]]] = {
     str: _read_filled,
     int: _read_whole,
-    float: float,
+    float: _read_number,
     bool: _read_boolean,
     Path: lambda text: Path(_read_filled(text)).expanduser(),
     Seconds: _read_duration,

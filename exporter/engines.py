@@ -4,15 +4,18 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from ..config import EngineSettings
 from .exposition import Relabeler, ServerPage
 from .history import ReadingRing, Track
-from .page_client import FetchError, PageClient
+from .page_client import FetchError, PageClient, Reason
 from .readings import read
 from .series import Sample, label_pairs
 
 log = logging.getLogger("vllm_vitals")
+
+_LONGEST_SECONDS: Final = 120.0  # of a request; the callers' deadlines end it earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Engine:
         self._relabeler = Relabeler(self.server, raw_names=raw_names)
         self._labels = label_pairs(server=self.server)
         self._in_flight: asyncio.Task[Fetched] | None = None
+        self._waiting = 0
         self._dropped_lines = 0
         self._duplicates = 0
 
@@ -64,42 +68,68 @@ class Engine:
         self._client.close()
 
     async def fetch(self, timeout: float) -> Fetched:
-        """Return the server's page within `timeout` seconds; callers at the same time share one request.
+        """Return the server's page within `timeout` seconds.
 
-        Never raises for a sick server: that is a Fetched with a reason.
+        Callers at the same time share one request, which goes on as long as one of them has patience. Never raises for
+        a sick server: that is a Fetched with a reason.
         """
         if self._in_flight is None or self._in_flight.done():
-            self._in_flight = asyncio.create_task(self._fetch(timeout))
+            self._in_flight = asyncio.create_task(self._fetch())
         task = self._in_flight
         started = time.monotonic()
+        self._waiting += 1
         try:
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(task)
-        except TimeoutError:  # somebody else's request has a later deadline than ours
-            return Fetched(started, time.monotonic() - started, b"", None, "timeout", f"no page within {timeout:.1f} s")
+        except TimeoutError:
+            fetched = _failed(started, "timeout", f"no whole page within {timeout:.1f} s")
+            if self._waiting == 1:
+                self._take(fetched)
+            return fetched
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if not task.cancelled() or (caller is not None and caller.cancelling()):
+                raise
+            return _failed(started, "removed", "the server left the list")
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not task.done():
+                task.cancel()
+                self._in_flight = None
 
-    async def _fetch(self, timeout: float) -> Fetched:
+    async def _fetch(self) -> Fetched:
         started = time.monotonic()
         try:
-            raw = await self._client.metrics(timeout)
+            fetched = await self._fetch_page(started)
         except FetchError as error:
-            fetched = Fetched(started, time.monotonic() - started, b"", None, error.reason, error.detail)
-        else:
-            seconds = time.monotonic() - started
-            # above a quarter of a megabyte the event loop would miss other deadlines
-            page = (
-                await asyncio.to_thread(self._relabeler.relabel, raw)
-                if len(raw) > 1 << 18
-                else self._relabeler.relabel(raw)
-            )
-            self._dropped_lines += page.dropped_lines
-            self._duplicates += page.duplicates
-            self.type_conflicts += page.type_conflicts
-            fetched = Fetched(started, seconds, raw, page, "", "")
+            fetched = _failed(started, error.reason, error.detail)
+        except Exception as error:
+            if self.latest.reason != "internal":
+                log.exception("server %s", self.server)
+            fetched = _failed(started, "internal", type(error).__name__)
+        self._take(fetched)
+        return fetched
+
+    async def _fetch_page(self, started: float) -> Fetched:
+        raw = await self._client.metrics(_LONGEST_SECONDS)
+        seconds = time.monotonic() - started
+        # above a quarter of a megabyte the event loop would miss other deadlines
+        page = (
+            await asyncio.to_thread(self._relabeler.relabel, raw)
+            if len(raw) > 1 << 18
+            else self._relabeler.relabel(raw)
+        )
+        self._dropped_lines += page.dropped_lines
+        self._duplicates += page.duplicates
+        self.type_conflicts += page.type_conflicts
+        if page.dropped_lines and not page.samples:
+            raise FetchError("not_metrics", "not one of its lines is a sample")
+        return Fetched(started, seconds, raw, page, "", "")
+
+    def _take(self, fetched: Fetched) -> None:
         if fetched.reason != self.latest.reason:
             log.info("server %s: %s %s", self.server, fetched.reason or "up", fetched.detail)
         self.latest = fetched
-        return fetched
 
     async def observe(self, interval: float, timeout: float) -> None:
         """Take a reading for health and the live page; a page that a scrape just brought is used again."""
@@ -119,7 +149,7 @@ class Engine:
             status = await self._client.health(timeout)
         except FetchError:
             return None  # the page came, so this says nothing that server_up does not
-        return None if status in {404, 405} else status < 500
+        return True if status == 200 else False if status >= 500 else None
 
     def _track(self) -> None:
         last = self.ring.last
@@ -160,3 +190,7 @@ class Engine:
         if self.healthy is not None:
             samples.append(Sample("vllm_vitals_server_healthy", labels, int(self.healthy)))
         return samples
+
+
+def _failed(started: float, reason: Reason, detail: str) -> Fetched:
+    return Fetched(started, time.monotonic() - started, b"", None, reason, detail)

@@ -1,9 +1,10 @@
 r"""The byte path: an engine's exposition page gets our label, today's names and its missing zeros without being parsed.
 
-A family's sample lines all begin with the family's name, so one `bytes.replace` of "\nNAME{" labels a whole family at
-once: a raw newline cannot stand inside a label value. One regular expression per family proves beforehand that every
-line is one Prometheus would accept. What does not fit that common form goes line by line, and a line that Prometheus
-would refuse is dropped and counted, since Prometheus throws away the whole page for one bad line.
+A page is taken apart once. A family's sample lines all begin with the family's name, so one `bytes.replace` of its
+braces labels the whole family, after one regular expression has proved that every line is one Prometheus would accept.
+What does not fit that common form goes line by line, and a line that Prometheus would refuse is dropped and counted,
+since Prometheus throws away the whole page for one bad line. Later pages of the same server mostly differ in their
+values alone: they are filled into the skeleton of the first.
 """
 
 import re
@@ -12,20 +13,19 @@ from typing import Final, NamedTuple
 
 from ..vocabulary import ENGINE_PROCESS_PREFIXES, HTTP_HANDLERS, HTTP_REQUESTS, HTTP_STATUSES, OURS, RENAMES
 from .series import label_pairs
+from .skeleton import VALUE, Family, Skeleton, skeleton
 
 _NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _LABEL_NAME = rb"[a-zA-Z_][a-zA-Z0-9_]*+"
 _QUOTED = rb'"[^"\\\n]*+(?:\\[\\"n][^"\\\n]*+)*+"'
 
 # The common form of a family, from behind "# TYPE " to the next family's HELP line: every line is named after the
-# family, label values hold no escapes and no opening brace. Group 3 takes part when a line has no labels. Digits are
-# bounded: Go refuses a number that overflows, and with it the page.
+# family, label values hold no escapes and no opening brace. Group 3 takes part when a line has no labels.
 _COMMON_LABEL = _LABEL_NAME + rb'="[^"\\\n{]*+"'
-_COMMON_VALUE = rb"(?:-?[0-9]{1,30}+\.[0-9]{1,30}+(?:e[+-][0-9]{2})?+|-?[0-9]{1,30}+|[+-]Inf|NaN)"
 _COMMON_FORM: Final = {
     kind: re.compile(
         rb"(%b) %b((?:\n\1%b(?:\{%b(?:,%b)*+\}|()) %b)*+)(?:\n# HELP ([^\n]*+))?+"
-        % (_NAME, kind, suffixes, _COMMON_LABEL, _COMMON_LABEL, _COMMON_VALUE)
+        % (_NAME, kind, suffixes, _COMMON_LABEL, _COMMON_LABEL, VALUE)
     )
     for kind, suffixes in (
         (b"counter", b""),
@@ -53,16 +53,6 @@ _OURS: Final = frozenset(name.encode() for name in OURS)  # a chained exporter's
 _HTTP_REQUESTS: Final = HTTP_REQUESTS.encode()
 _HTTP_HANDLERS: Final = tuple((b'"%b"' % path.encode(), b'"%b"' % method.encode()) for path, method in HTTP_HANDLERS)
 _HTTP_STATUSES: Final = tuple(b'"%b"' % status.encode() for status in HTTP_STATUSES)
-_CONSTANT: Final = (b"_created", b"_info")  # four families in ten, and they change when the engine starts
-_PLAN_BOUND: Final = 4096  # a page that invents family names at every scrape must not grow us
-
-
-class Family(NamedTuple):
-    """One family of one server: `header` holds its HELP and TYPE lines, `lines` its labelled samples."""
-
-    kind: bytes
-    header: bytes
-    lines: bytes
 
 
 class ServerPage(NamedTuple):
@@ -84,7 +74,7 @@ class ServerPage(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What to do with the family of one TYPE line; made at its first sight, since pages repeat themselves.
+    """What to do with the family of one TYPE line.
 
     Attributes:
         name: the family's name on the page, empty when the TYPE line makes no sense.
@@ -104,16 +94,6 @@ _NO_HTTP_REQUESTS: Final = Family(
 )
 
 
-class _Constant(NamedTuple):
-    """A family that comes out as before as long as the page states it in the same bytes."""
-
-    part: bytes
-    name: bytes
-    family: Family
-    samples: int
-    help_line: bytes | None
-
-
 _NO_FAMILY: Final = _Plan(b"", b"untyped", ())
 
 
@@ -123,17 +103,15 @@ class _Assembly:
     def __init__(self) -> None:
         self.families: dict[bytes, Family] = {}
         self.strangers: list[bytes] = []
-        self.samples = 0
         self.dropped = 0
         self.duplicates = 0
         self.conflicts = 0
 
-    def take(self, name: bytes, family: Family, count: int) -> None:
-        """Add a family of `count` samples; one that is there already keeps its header and its series."""
+    def take(self, name: bytes, family: Family) -> None:
+        """Add a family; one that is there already keeps its header and its series."""
         earlier = self.families.get(name)
         if earlier is None:
             self.families[name] = family
-            self.samples += count
         else:
             self.conflicts += earlier.kind != family.kind
             self._append(name, family.lines)
@@ -152,10 +130,9 @@ class _Assembly:
 
     def _append(self, name: bytes, lines: bytes) -> None:
         family = self.families[name]
-        present = {_series(line) for line in family.lines.splitlines()}
-        fresh = [line for line in lines.splitlines(keepends=True) if _series(line) not in present]
+        present = {*map(_series, family.lines.split(b"\n"))}
+        fresh = [line + b"\n" for line in lines.split(b"\n") if line and _series(line) not in present]
         self.families[name] = family._replace(lines=family.lines + b"".join(fresh))
-        self.samples += len(fresh)
         self.duplicates += lines.count(b"\n") - len(fresh)
 
 
@@ -172,63 +149,60 @@ class Relabeler:
         self._brace = b"{%b," % self._label
         self._braces = b"{%b} " % self._label
         self._raw_names = raw_names
-        self._plans: dict[bytes, _Plan] = {}
-        self._regular: dict[bytes, int] = {}
-        self._constant: dict[bytes, _Constant] = {}
-        self._http_series: tuple[bytes, ...] | None = None
-        self._http_zeros = b""
+        self._skeleton: Skeleton | None = None
 
     def relabel(self, page: bytes) -> ServerPage:
         """Return the page's families; never raises, whatever the bytes are."""
+        if self._skeleton is not None:
+            families = self._skeleton.fill(page)
+            if families is not None:
+                return ServerPage(families, self._skeleton.samples, 0, 0, 0)
+        return self._take_apart(page)
+
+    def _take_apart(self, page: bytes) -> ServerPage:
+        """Return the page's families, and remember the skeleton of a page without peculiarities."""
+        self._skeleton = None
         common = _is_utf8(page) and b'server="' not in page
         whole, _, torn = page.rpartition(b"\n")  # without its newline the last line may have lost digits
         result = _Assembly()
         result.dropped = int(bool(torn.strip()))
         leading, *parts = (b"\n" + whole).split(b"\n# TYPE ")
-        help_line: bytes | None
         lines, help_line = _cut_help(leading)
+        regular = common and not lines and not torn
         if lines:
             self._line_by_line(_NO_FAMILY, b"", lines, result)
-        plans, constant, families = self._plans, self._constant, result.families
+        slices: dict[bytes, tuple[int, int]] = {}
+        seen = 0
         for part in parts:
-            end = part.find(b"\n")
-            head = part[:end] if end >= 0 else part
-            same = constant.get(head)
-            if same is not None and same.part == part and same.name not in families:
-                families[same.name] = same.family
-                result.samples += same.samples
-                help_line = same.help_line
-                continue
-            plan = plans.get(head) or self._plan(head, help_line)
+            head, newline, rest = part.partition(b"\n")
+            plan = self._plan(head, help_line)
             match = _COMMON_FORM[plan.kind].fullmatch(part) if common else None
             if match is None:
-                lines, help_line = _cut_help(part[len(head) :])
+                lines, help_line = _cut_help(newline + rest)
             else:
-                lines, bare, help_line = match.group(2, 3, 4)
+                lines, help_line = match[2], match[4] or b""
+            regular = regular and match is not None
+            first, seen = seen, seen + lines.count(b"\n")
             for target, header in plan.targets:
                 if target != plan.name and b"\n# TYPE %b " % target in page:
                     continue  # the page has the same thing under today's name
-                if match is not None:
-                    labelled, count = self._labelled(lines, plan.name, target, bare=bare is not None)
-                    if self._regular.get(head) == count or self._is_regular(head, lines, count):
-                        family = Family(plan.kind, header, labelled)
-                        result.take(target, family, count)
-                        if target == plan.name and target.endswith(_CONSTANT):
-                            constant[head] = _Constant(part, target, family, count, help_line)
-                        continue
-                labelled, count = self._line_by_line(plan, target, lines, result)
-                result.take(target, Family(plan.kind, header, labelled), count)
+                if match is not None and _is_regular(lines):
+                    labelled = self._labelled(lines, plan.name, target, bare=match[3] is not None)
+                else:
+                    regular = False
+                    labelled = self._line_by_line(plan, target, lines, result)
+                slices[target] = (first, seen)
+                result.take(target, Family(plan.kind, header, labelled))
         result.settle()
         if b"\n# TYPE vllm:" in page or _HTTP_REQUESTS in result.families:
-            result.samples += self._add_http_zeros(result.families)
-        return ServerPage(result.families, result.samples, result.dropped, result.duplicates, result.conflicts)
+            self._add_http_zeros(result.families)
+        samples = sum(family.lines.count(b"\n") for family in result.families.values())
+        if regular and not result.duplicates and not result.conflicts:
+            self._skeleton = skeleton(page, result.families, slices)
+        return ServerPage(result.families, samples, result.dropped, result.duplicates, result.conflicts)
 
-    def _plan(self, head: bytes, help_line: bytes | None) -> _Plan:
+    def _plan(self, head: bytes, help_line: bytes) -> _Plan:
         """Return what to do with the family of this TYPE line; the engine's own process is left out."""
-        if len(self._plans) >= _PLAN_BOUND:
-            self._plans.clear()
-            self._regular.clear()
-            self._constant.clear()
         words = head.split()
         name = words[0] if len(words) == 2 and _FAMILY_NAME.fullmatch(words[0]) and _is_utf8(head) else b""
         kind = words[1] if name and words[1] in _COMMON_FORM else b"untyped"
@@ -236,37 +210,22 @@ class Relabeler:
         names = [name] if today is None else [today, name] if self._raw_names else [today]
         if not name or name in _OURS or name.startswith(_ENGINE_PROCESS):
             names = []
-        help_name, _, text = (help_line or b"").partition(b" ")
+        help_name, _, text = help_line.partition(b" ")
         text = text if help_name == name and _is_utf8(text) else b""
-        plan = _Plan(name, kind, tuple((target, _header(target, kind, text)) for target in names))
-        self._plans[head] = plan
-        return plan
+        return _Plan(name, kind, tuple((target, _header(target, kind, text)) for target in names))
 
-    def _labelled(self, lines: bytes, name: bytes, target: bytes, *, bare: bool) -> tuple[bytes, int]:
-        """Return lines in the common form with our label and the family's new name, and how many they are."""
-        if not lines:
-            return b"", 0
+    def _labelled(self, lines: bytes, name: bytes, target: bytes, *, bare: bool) -> bytes:
+        """Return lines in the common form with our label and the family's new name."""
         labelled = lines.replace(b"{", self._brace)
-        count = (len(labelled) - len(lines)) // (len(self._brace) - 1)  # one brace a line, so no need to look again
         if bare:
             parts = labelled.split(b"\n")
-            count = len(parts) - 1
             labelled = b"\n".join([part if b"{" in part else part.replace(b" ", self._braces) for part in parts])
         if name != target:
             labelled = labelled.replace(b"\n" + name, b"\n" + target)
-        return labelled[1:] + b"\n", count
+        return labelled[1:] + b"\n" if labelled else b""
 
-    def _is_regular(self, head: bytes, lines: bytes, count: int) -> bool:
-        """Tell whether no series and no label name repeats; asked whenever a family's number of samples changed."""
-        rows = [(line, _EACH_LABEL.findall(line)) for line in lines[1:].splitlines()]
-        distinct = all(len(labels) == len(dict(labels)) for _, labels in rows)
-        if not distinct or len({_series(line) for line, _ in rows}) < count:
-            return False
-        self._regular[head] = count
-        return True
-
-    def _line_by_line(self, plan: _Plan, target: bytes, lines: bytes, result: _Assembly) -> tuple[bytes, int]:
-        """Return the family's good lines and how many they are; what is bad or of other families goes to `result`."""
+    def _line_by_line(self, plan: _Plan, target: bytes, lines: bytes, result: _Assembly) -> bytes:
+        """Return the family's good lines; what is bad or of other families goes to `result`."""
         own = {plan.name + suffix: target + suffix for suffix in _SUFFIXES.get(plan.kind, _PLAIN)}
         good: dict[object, bytes] = {}
         for line in lines.split(b"\n"):
@@ -286,27 +245,21 @@ class Relabeler:
                 good.setdefault(_series(labelled), labelled)
             elif name not in _OURS and not name.startswith(_ENGINE_PROCESS):
                 result.strangers.append(labelled)
-        return b"".join(good.values()), len(good)
+        return b"".join(good.values())
 
-    def _add_http_zeros(self, families: dict[bytes, Family]) -> int:
-        """Give every handler its children for all outcomes; returns how many were added."""
+    def _add_http_zeros(self, families: dict[bytes, Family]) -> None:
+        """Give every handler its children for all outcomes."""
         family = families.get(_HTTP_REQUESTS, _NO_HTTP_REQUESTS)
-        series = tuple([line[: line.rindex(b"}")] for line in family.lines.splitlines()])
-        if series != self._http_series:
-            self._http_series, self._http_zeros = series, self._zeros(series)
-        families[_HTTP_REQUESTS] = family._replace(lines=family.lines + self._http_zeros)
-        return self._http_zeros.count(b"\n")
-
-    def _zeros(self, series: Iterable[bytes]) -> bytes:
-        labels = [dict(_EACH_LABEL.findall(line)) for line in series]
+        labels = [dict(_EACH_LABEL.findall(line)) for line in family.lines.split(b"\n")]
         present = {tuple(label.get(name, b'""') for name in (b"handler", b"method", b"status")) for label in labels}
         handlers = dict.fromkeys((*_HTTP_HANDLERS, *((handler, method) for handler, method, _ in sorted(present))))
-        return b"".join(
+        zeros = b"".join(
             b"%b{%b,handler=%b,method=%b,status=%b} 0.0\n" % (_HTTP_REQUESTS, self._label, handler, method, status)
             for handler, method in handlers
             for status in _HTTP_STATUSES
             if (handler, method, status) not in present
         )
+        families[_HTTP_REQUESTS] = family._replace(lines=family.lines + zeros)
 
 
 def merge(pages: Iterable[ServerPage]) -> tuple[bytes, list[int]]:
@@ -337,6 +290,13 @@ def _header(name: bytes, kind: bytes, text: bytes) -> bytes:
     """Return HELP (where the page has one) and TYPE."""
     type_line = b"# TYPE %b %b\n" % (name, kind)
     return b"# HELP %b %b\n%b" % (name, text, type_line) if text else type_line
+
+
+def _is_regular(lines: bytes) -> bool:
+    """Tell whether no series and no label name repeats."""
+    rows = lines[1:].split(b"\n")
+    labels = [_EACH_LABEL.findall(line) for line in rows]
+    return all(len(pairs) == len(dict(pairs)) for pairs in labels) and len({*map(_series, rows)}) == len(rows)
 
 
 def _bases(name: bytes) -> Iterator[bytes]:

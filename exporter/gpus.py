@@ -57,7 +57,8 @@ class GpuMonitor:
         source: NVML, or a simulation.
         interval: seconds between two cycles of a GPU.
         slow_interval: seconds between two readings of the slow families.
-        families_off: names from FAMILY_GROUPS that leave the page. NvmlSource wants them, too: it then makes no call.
+        families_off: names from FAMILY_GROUPS that leave the page; a source with a method `switch_off(groups)`, as
+            NvmlSource is, is told and makes no call for them.
         hang_seconds: a cycle that runs longer than this (and than three intervals) takes its GPU down.
         backoff: first and longest pause in seconds before the driver is opened again.
     """
@@ -73,6 +74,8 @@ class GpuMonitor:
         backoff: tuple[float, float] = (1.0, 60.0),
     ) -> None:
         self._source = source
+        if switch_off := getattr(source, "switch_off", None):
+            switch_off(families_off)
         self._interval = interval
         self._slow_interval = slow_interval
         self._off = families_of(families_off)

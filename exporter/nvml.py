@@ -66,14 +66,10 @@ class UnreadableGpu:
 
 
 class NvmlSource:
-    """Opens NVML once for all GPUs.
+    """Opens NVML once for all GPUs."""
 
-    Args:
-        families_off: names of family groups (gpu_groups.FAMILY_GROUPS) for which no driver call is made.
-    """
-
-    def __init__(self, families_off: frozenset[str] = frozenset()) -> None:
-        self._off = families_off
+    def __init__(self) -> None:
+        self._off: frozenset[str] = frozenset()
         self._busy: dict[str, BusyTime] = {}
         self._said: set[str] = set()
         self._versions: dict[str, str] = {}
@@ -82,6 +78,10 @@ class NvmlSource:
         self._events: _Events | None = None
         self._events_lock = Lock()
         self._nvml: Any = None
+
+    def switch_off(self, groups: frozenset[str]) -> None:
+        """Make no driver call for these groups (gpu_groups.FAMILY_GROUPS) from the next opening on."""
+        self._off = groups
 
     def open(self) -> Sequence[GpuDevice]:
         """Return the GPUs in index order. Raises GpuError."""

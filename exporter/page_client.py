@@ -5,12 +5,15 @@ import base64
 import os
 import ssl
 import zlib
+from http import HTTPStatus
+from pathlib import Path
 from typing import Final, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import h11
 
-from ..config import ConfigError, EngineSettings
+from ..config import ConfigError, EngineSettings, Tls
+from .name_lookup import NameLookup
 
 Reason = Literal[
     "refused",  # nobody listens
@@ -27,13 +30,20 @@ Reason = Literal[
     "too_large",
     "encoding",
     "not_metrics",  # another kind of page, or OpenMetrics, whose exemplars are no text 0.0.4
-    "credentials",  # the token or password file cannot be read
+    "credentials",  # the token or password file cannot be read or sent
+    "removed",  # discovery dropped the server while its page was on the way
+    "internal",  # a fault of ours, see the log
 ]
 
 _READ_BYTES: Final = 256 * 1024
 _HEADER_BYTES: Final = 32 * 1024
 _KEPT: Final = 2  # idle connections: scrapes and samples may overlap
 _TEXT: Final = ("text/plain", "")
+_INFLATE_BYTES: Final = 4 * 1024 * 1024  # at a time; zlib copies its rest of the input each time
+_SAFE_IN_TARGET: Final = "/?&=%:;,+@~!$'()*[]"
+
+# What a kept connection may show when the server or a proxy let go of it meanwhile: no word about the server.
+_STALE: Final = frozenset(("closed", "network", "protocol"))
 
 
 class FetchError(Exception):
@@ -78,11 +88,11 @@ class PageClient:
         self._host = url.hostname or ""
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._authority = url.netloc
-        self._base = "" if url.path.endswith("/metrics") else url.path
-        self.metrics_path = engine.metrics_path or (
-            url.path if url.path.endswith("/metrics") else f"{url.path}/metrics"
-        )
+        base = url.path.rstrip("/").removesuffix("/metrics")
+        self._health_path = _target(f"{base}/health")
+        self.metrics_path = _target(engine.metrics_path or f"{base}/metrics")
         self._tls = _tls_context(engine) if url.scheme == "https" else None
+        self._lookup = NameLookup(self._host, self._port)
         self._idle: list[_Connection] = []
 
     async def metrics(self, timeout: float) -> bytes:
@@ -100,7 +110,7 @@ class PageClient:
 
     async def health(self, timeout: float) -> int:
         """Return the status code of the server's own /health; raises FetchError."""
-        return (await self.get(f"{self._base}/health", timeout)).status
+        return (await self.get(self._health_path, timeout)).status
 
     async def get(self, path: str, timeout: float) -> Answer:
         """Return the answer to a GET; raises FetchError within `timeout` seconds, however slowly bytes drip."""
@@ -113,37 +123,46 @@ class PageClient:
     def close(self) -> None:
         """Drop kept connections."""
         while self._idle:
-            self._idle.pop().writer.transport.abort()
+            connection = self._idle.pop()
+            connection.writer.transport.abort()
 
     async def _get(self, path: str) -> Answer:
         while self._idle:
-            connection = self._idle.pop()
             try:
-                return await self._exchange(connection, path)
+                answer = await self._exchange(self._idle.pop(), path)
             except FetchError as error:
-                if error.reason not in {"closed", "network"}:
+                if error.reason not in _STALE:
                     raise
-                # A kept connection may have died meanwhile: that says nothing about the server, so try the next one.
+            else:
+                if answer.status != HTTPStatus.REQUEST_TIMEOUT:  # a proxy's goodbye to an idle connection
+                    return answer
         return await self._exchange(await self._connect(), path)
 
     async def _connect(self) -> _Connection:
-        name = self._engine.tls.server_name if self._engine.tls else None
         try:
-            reader, writer = await asyncio.open_connection(
-                self._host,
-                self._port,
-                ssl=self._tls,
-                server_hostname=(name or self._host) if self._tls else None,
-                limit=_READ_BYTES,
-            )
-        except ConnectionRefusedError as error:
-            raise FetchError("refused", str(error)) from None
-        except ssl.SSLError as error:
-            raise FetchError("tls", str(error)) from None
-        except OSError as error:  # name resolution has its own subclass of OSError
-            reason: Reason = "dns" if type(error).__name__ == "gaierror" else "network"
-            raise FetchError(reason, str(error)) from None
-        return _Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES))
+            addresses = await self._lookup.addresses()
+        except OSError as error:
+            raise FetchError("dns", str(error)) from None
+        name = self._engine.tls.server_name if self._engine.tls else None
+        problem = FetchError("dns", "the name has no address")
+        for address in addresses:
+            try:
+                reader, writer = await asyncio.open_connection(
+                    address,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=(name or self._host) if self._tls else None,
+                    limit=_READ_BYTES,
+                )
+            except ConnectionRefusedError as error:
+                problem = FetchError("refused", str(error))
+            except ssl.SSLError as error:
+                raise FetchError("tls", str(error)) from None
+            except OSError as error:
+                problem = FetchError("network", str(error))
+            else:
+                return _Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES))
+        raise problem
 
     async def _exchange(self, connection: _Connection, path: str) -> Answer:
         reusable = False
@@ -155,14 +174,6 @@ class PageClient:
                 self._idle.append(connection)
                 reusable = True
             return answer
-        except h11.RemoteProtocolError as error:
-            started = connection.http.their_state is not h11.SEND_RESPONSE
-            raise FetchError("truncated" if started else "protocol", str(error)) from None
-        except ssl.SSLError as error:
-            raise FetchError("tls", str(error)) from None
-        except OSError as error:
-            started = connection.http.their_state is h11.SEND_BODY
-            raise FetchError("truncated" if started else "network", str(error)) from None
         finally:
             if not reusable:
                 connection.writer.transport.abort()
@@ -173,33 +184,43 @@ class PageClient:
         writer.write((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
         head: h11.Response | None = None
         body = bytearray()
+        ended = False
         while True:
-            event = http.next_event()
+            try:
+                event = http.next_event()
+            except h11.RemoteProtocolError as error:
+                raise FetchError("truncated" if ended else "protocol", str(error)) from None
             if event is h11.NEED_DATA:
-                data = await reader.read(_READ_BYTES)
-                if not data and head is None and not http.trailing_data[0]:
-                    raise FetchError("closed", "the server closed the connection without an answer")
+                data = await _read(reader, started=head is not None or bool(http.trailing_data[0]))
+                ended = not data
+                if ended and head is None:
+                    raise _early_end(http.trailing_data[0])
                 http.receive_data(data)
             elif isinstance(event, h11.Response):
                 head = event
+                self._bound(int(dict(head.headers).get(b"content-length", b"0")))
             elif isinstance(event, h11.Data):
                 body += event.data
-                if len(body) > self._max_bytes:
-                    raise FetchError("too_large", f"more than {self._max_bytes} bytes")
+                self._bound(len(body))
             elif isinstance(event, h11.EndOfMessage):
                 break
-            elif isinstance(event, h11.ConnectionClosed):
-                raise FetchError("closed", "the server closed the connection")
         assert head is not None
         headers = dict(head.headers)
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().decode("latin-1").lower()
-        decoded = _decoded(bytes(body), headers.get(b"content-encoding", b"identity"), self._max_bytes)
+        decoded = _decoded(bytes(body), headers.get(b"content-encoding", b"identity").lower(), self._max_bytes)
         return Answer(head.status_code, content_type, decoded)
+
+    def _bound(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise FetchError("too_large", f"more than {self._max_bytes} bytes")
 
     def _auth(self) -> list[tuple[str, str]]:
         engine = self._engine
         token = _secret(engine.bearer_token_file, engine.bearer_token_env)
         if token is not None:
+            if not (token and token.isascii() and token.isprintable()):
+                source = engine.bearer_token_file or f"the variable {engine.bearer_token_env}"
+                raise FetchError("credentials", f"{source}: expected one line of printable ASCII")
             return [("Authorization", f"Bearer {token}")]
         basic = engine.basic_auth
         if basic is None:
@@ -230,6 +251,30 @@ def _secret(file: object, variable: str | None) -> str | None:
         raise FetchError("credentials", f"the variable {variable} is not set") from None
 
 
+def _target(path: str) -> str:
+    """Return a path as it may stand in a request: blanks and letters beyond ASCII escaped, what is escaped kept."""
+    return quote(path if path.startswith("/") else f"/{path}", safe=_SAFE_IN_TARGET)
+
+
+async def _read(reader: asyncio.StreamReader, *, started: bool) -> bytes:
+    """Return the next bytes, none at the end; `started` tells whether a part of the answer is here."""
+    try:
+        return await reader.read(_READ_BYTES)
+    except ssl.SSLError as error:  # TLS 1.3 refuses our certificate only here
+        raise FetchError("truncated" if started else "tls", str(error)) from None
+    except OSError as error:
+        lost: Reason = "closed" if isinstance(error, ConnectionError) else "network"
+        raise FetchError("truncated" if started else lost, str(error)) from None
+
+
+def _early_end(received: bytes) -> FetchError:
+    if not received:
+        return FetchError("closed", "the server closed the connection without an answer")
+    if received.startswith(b"HTTP/"):
+        return FetchError("truncated", "the answer ends within its headers")
+    return FetchError("protocol", "the answer is not HTTP")
+
+
 def _decoded(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
     """Return the body without its content encoding; a bomb ends at `max_bytes`."""
     if encoding in {b"identity", b""}:
@@ -237,29 +282,36 @@ def _decoded(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
     if encoding not in {b"gzip", b"x-gzip", b"deflate"}:
         raise FetchError("encoding", encoding.decode("latin-1"))
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    plain = bytearray()
     try:
-        plain = inflater.decompress(body, max_bytes + 1)
+        while not inflater.eof:
+            part = inflater.decompress(body, _INFLATE_BYTES)
+            body = inflater.unconsumed_tail
+            plain += part
+            if len(plain) > max_bytes:
+                raise FetchError("too_large", f"more than {max_bytes} bytes after decompression")
+            if not part and not body and not inflater.eof:
+                raise FetchError("truncated", "the compressed page ends early")
     except zlib.error as error:
         raise FetchError("encoding", str(error)) from None
-    if len(plain) > max_bytes:
-        raise FetchError("too_large", f"more than {max_bytes} bytes after decompression")
-    if not inflater.eof:
-        raise FetchError("truncated", "the compressed page ends early")
-    return plain
+    if inflater.unused_data:
+        raise FetchError("encoding", "bytes follow the compressed page")
+    return bytes(plain)
 
 
 def _tls_context(engine: EngineSettings) -> ssl.SSLContext:
-    tls = engine.tls
-    context = ssl.create_default_context()
+    tls = engine.tls or Tls()
+    if tls.key_file is not None and tls.cert_file is None:
+        raise ConfigError(f"engine {engine.server}: tls: expected cert_file beside key_file, found none")
+    file: Path | None = tls.ca_file
     try:
-        if tls is None:
-            return context
-        if tls.ca_file is not None:
-            context = ssl.create_default_context(cafile=str(tls.ca_file))
-        if tls.cert_file is not None:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
+        context = ssl.create_default_context(cafile=str(file) if file else None)
+        file = tls.cert_file
+        if file is not None:
+            # without a password function OpenSSL would ask for one on the terminal
+            context.load_cert_chain(file, tls.key_file, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"engine {engine.server}: expected usable tls files, found: {error}") from error
+        raise ConfigError(f"engine {engine.server}: tls: expected usable PEM files, found {file}: {error}") from error
     if tls.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

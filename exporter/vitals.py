@@ -12,14 +12,12 @@ from .gpu_types import GpuSnapshot
 from .gpu_xids import TOTAL as XID_TOTAL
 from .health import Verdict, engine_verdict, gpu_verdict, last_xids
 from .history import ReadingRing, Track
+from .page_words import engine_notes, engine_state, gpu_level, gpu_notes, index_ranges, throttles, verdict
 from .placement import Placed
 from .xid import XIDS
 
 _LABEL_VALUE: Final = re.compile(r'="([^"]*)"')
 _QUANTILES: Final = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-
-# Reasons that keep the clocks down without anybody being to blame for it are no news on the page.
-_QUIET_THROTTLES: Final = frozenset(("idle", "low_utilization", "application_clocks", "display_clocks"))
 
 _NO_GPU: Final[Mapping[str, str]] = {
     "no_library": "No GPU is read: libnvidia-ml.so.1 is not here. Install the NVIDIA driver, or in a container ask "
@@ -61,16 +59,20 @@ def vitals(
     """Return the whole answer of /api/vitals; None stands for what is not known."""
     now = time.time()
     servers_of = {gpu.uuid: sorted({row.server for row in placed if row.uuid == gpu.uuid}) for gpu in gpus}
+    engine_rows = [_engine(engine, placed, energy, servers_of, limits, interval) for engine in engines]
+    gpu_rows = [
+        _gpu(gpu, gpu_tracks.get(gpu.uuid, {}), servers_of[gpu.uuid], gpu_verdict(gpu, limits, now), now)
+        for gpu in gpus
+    ]
     return {
         "time": round(now, 3),
         "version": __version__,
         "interval_seconds": interval,
         "scene": scene,
         "messages": messages(gpu_reason, engines),
-        "engines": [_engine(engine, placed, energy, servers_of, limits) for engine in engines],
-        "gpus": [
-            _gpu(gpu, gpu_tracks.get(gpu.uuid, {}), servers_of[gpu.uuid], gpu_verdict(gpu, limits, now)) for gpu in gpus
-        ],
+        "verdict": verdict(engine_rows, gpu_rows),
+        "engines": engine_rows,
+        "gpus": gpu_rows,
     }
 
 
@@ -115,6 +117,7 @@ def _engine(
     energy: Mapping[str, EnergyWindow],
     servers_of: Mapping[str, Sequence[str]],
     limits: HealthSettings,
+    interval: float,
 ) -> dict[str, Any]:
     ring = engine.ring
     last = ring.last
@@ -125,17 +128,20 @@ def _engine(
     watts = [energy[uuid].watts() if uuid in energy else None for uuid in uuids] if alone else []
     queries = ring.increase(lambda reading: reading.prefix_queries)
     hits = ring.increase(lambda reading: reading.prefix_hits)
-    verdict = engine_verdict(engine, engine.latest, limits)
+    judged = engine_verdict(engine, engine.latest, limits)
+    level, state = engine_state(up=engine.latest.page is not None, reason=engine.latest.reason, judged=judged)
     gpus = {row.uuid: {"gpu": row.gpu, "uuid": row.uuid, "source": row.source} for row in rows if row.uuid}
-    return {
+    row: dict[str, Any] = {
         "server": engine.server,
         "url": engine.settings.url,
         "origin": engine.origin,
         "kind": last.kind if last else "unknown",
         "up": engine.latest.page is not None,
         "reason": engine.latest.reason,
-        "status": verdict.status,
-        "reasons": verdict.reasons,
+        "status": judged.status,
+        "reasons": judged.reasons,
+        "level": level,
+        "state": state,
         "models": sorted({model for _, model in last.pairs if model}) if last else [],
         "engines": sorted({index for index, _ in last.pairs}) if last else [],
         "restarts": ring.restarts,
@@ -150,31 +156,35 @@ def _engine(
         "ttft_seconds": {name: ring.quantile(q, lambda reading: reading.ttft) for name, q in _QUANTILES},
         "tpot_seconds": {name: ring.quantile(q, lambda reading: reading.tpot) for name, q in _QUANTILES},
         "gpus": list(gpus.values()),
+        "gpu_indices": index_ranges(int(row.gpu) for row in {row.uuid: row for row in rows if row.uuid}.values()),
         "gpu_source": rows[0].source if rows else "unknown",
         "joules_per_output_token": joules_per_output_token(ring, watts),
         "history": {name: track.points() for name, track in engine.tracks.items()},
     }
+    return {**row, "notes": engine_notes(row, interval)}
 
 
-def _gpu(gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], verdict: Verdict) -> dict[str, Any]:
+def _gpu(
+    gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], judged: Verdict, now: float
+) -> dict[str, Any]:
     def value(family: str, labels: str = "") -> float | None:
         return gpu.values.get((family, labels)) if gpu.up else None
 
-    throttles = [
+    held = [
         reason[1]
         for (family, labels), active in gpu.values.items()
         if family == "nvidia_gpu_throttle_active" and active and (reason := _LABEL_VALUE.search(labels))
     ]
     at = last_xids(gpu)
     power = value("nvidia_gpu_power_watts", 'kind="average"')
-    return {
+    row: dict[str, Any] = {
         "gpu": str(gpu.index),
         "uuid": gpu.uuid,
         "name": gpu.name,
         "up": gpu.up,
         "reason": gpu.reason,
-        "status": verdict.status,
-        "reasons": verdict.reasons,
+        "status": judged.status,
+        "reasons": judged.reasons,
         "servers": servers,
         "age_seconds": round(time.monotonic() - gpu.taken_at, 1) if gpu.taken_at else None,
         "utilization_ratio": value("nvidia_gpu_utilization_ratio"),
@@ -186,7 +196,7 @@ def _gpu(gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], 
         "memory_temperature_celsius": value("nvidia_gpu_temperature_celsius", 'sensor="memory"'),
         "sm_active_ratio": value("nvidia_gpu_sm_active_ratio"),
         "dram_active_ratio": value("nvidia_gpu_dram_active_ratio"),
-        "throttle": [reason for reason in throttles if reason not in _QUIET_THROTTLES],
+        "throttle": throttles(held),
         "xid": [
             {
                 "xid": code,
@@ -199,3 +209,5 @@ def _gpu(gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], 
         ],
         "history": {name: track.points() for name, track in tracks.items()},
     }
+    notes = gpu_notes(row, now)
+    return {**row, "level": gpu_level(notes), "notes": notes}

@@ -204,11 +204,42 @@ def test_families_of_ours_have_one_owner():
     assert merged(f"# TYPE {name} gauge\n{name} 1\n".encode()) == ""
 
 
-def test_a_page_that_invents_names_does_not_grow_us():
+def moved(page: bytes, by: int) -> bytes:
+    """Return the page as it may look at the next scrape: other values, same series."""
+    return re.sub(rb"(?m)^([^#\n][^\n]* )\S+$", lambda m: m[1] + repr(by * len(m[1]) / 4).encode(), page)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_next_page_is_filled_into_the_skeleton_of_the_first(captured, monkeypatch, name):
     relabeler = Relabeler("s0")
-    for i in range(3):
-        relabeler.relabel(b"".join(b"# TYPE x%d_%d gauge\nx 1\n" % (i, n) for n in range(3000)))
-    assert len(relabeler._plans) <= 4096
+    relabeler.relabel(captured(name))
+    later = moved(captured(name), 3)
+    fresh = Relabeler("s0").relabel(later)
+    monkeypatch.setattr(relabeler, "_take_apart", lambda _: pytest.fail("took the page apart again"))
+    assert relabeler.relabel(later) == fresh
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda page: page.replace(b'finished_reason="error"', b'finished_reason="fault"'),
+        lambda page: page + b"# TYPE fresh gauge\nfresh 1\n",
+        lambda page: page.replace(b"# HELP vllm:kv_cache_usage_perc KV", b"# HELP vllm:kv_cache_usage_perc Kv"),
+        lambda page: page[:-1],
+        lambda page: page[: len(page) // 2],
+        lambda page: page.replace(b" 0.0\n", b" zero\n", 1),
+        lambda page: page.replace(b" 0.0\n", b" 1e999\n", 1),
+        lambda page: page.replace(b" 0.0\n", b" 0.0 17\n", 1),
+        lambda page: page.replace(b"\n", b"\n\n", 1),
+        lambda page: b"",
+    ],
+)
+def test_a_page_with_another_skeleton_is_taken_apart_again(captured, change):
+    page = captured("metrics")
+    relabeler = Relabeler("s0")
+    relabeler.relabel(page)
+    assert relabeler.relabel(change(page)) == Relabeler("s0").relabel(change(page))
+    assert relabeler.relabel(page) == Relabeler("s0").relabel(page)
 
 
 # --- Properties -------------------------------------------------------------------------------------------------------
@@ -260,6 +291,10 @@ def test_merging_bytes_equals_parsing_and_merging(many):
     except AssertionError:
         return  # the generated names collide, so the page itself repeats a series
     assert equal(without_zeros(series(merged(*many)), wanted), wanted)
+    for page in many:
+        relabeler = Relabeler("s0")
+        relabeler.relabel(page)
+        assert relabeler.relabel(moved(page, 5)) == Relabeler("s0").relabel(moved(page, 5))
 
 
 lines = st.one_of(

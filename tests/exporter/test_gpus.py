@@ -34,9 +34,7 @@ def wait_until(condition, what="condition", deadline=DEADLINE):
 def monitoring(
     families_off=frozenset(), *, source=None, interval=INTERVAL, slow=INTERVAL, hang=0.4, backoff=(0.1, 0.5)
 ):
-    monitor = GpuMonitor(
-        source or NvmlSource(families_off), interval, slow, families_off, hang_seconds=hang, backoff=backoff
-    )
+    monitor = GpuMonitor(source or NvmlSource(), interval, slow, families_off, hang_seconds=hang, backoff=backoff)
     monitor.start()
     try:
         yield monitor

@@ -12,7 +12,6 @@ from support import faulty_server as faulty
 from support.certificates import Authority
 from support.faulty_server import FaultyServer, page
 from support.http import free_port
-
 from vllm_vitals.config import BasicAuth, ConfigError, EngineSettings, Tls
 from vllm_vitals.exporter.page_client import FetchError, PageClient
 
@@ -77,6 +76,7 @@ def reason(behaviour: faulty.Behaviour, **settings) -> str:
         ("truncated", page(gzip.compress(PAGE)[:-9], headers=("content-encoding: gzip",))),
         ("encoding", page(b"no gzip", headers=("content-encoding: gzip",))),
         ("encoding", page(PAGE, headers=("content-encoding: br",))),
+        ("encoding", page(gzip.compress(PAGE) + PAGE, headers=("content-encoding: gzip",))),
     ],
 )
 def test_each_wrong_answer_has_its_reason(expected, behaviour):
@@ -118,7 +118,9 @@ def test_a_lookup_that_hangs_holds_one_thread_and_no_other_work(monkeypatch):
     released = threading.Event()
     lookups = []
 
-    def slow(*_: object, **__: object) -> list[object]:
+    def slow(*_: object, flags: int, **__: object) -> list[object]:
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "not numeric")
         lookups.append(1)
         released.wait(20)
         raise socket.gaierror(socket.EAI_AGAIN, "released")
@@ -132,7 +134,7 @@ def test_a_lookup_that_hangs_holds_one_thread_and_no_other_work(monkeypatch):
             with pytest.raises(FetchError) as caught:
                 await client.metrics(0.05)
             reasons.add(caught.value.reason)
-        return reasons, await asyncio.to_thread(lambda: 7)
+        return reasons, await asyncio.wait_for(asyncio.to_thread(lambda: 7), 5.0)
 
     try:
         assert asyncio.run(run()) == ({"timeout"}, 7)  # and the loop's own threads end at once, too
@@ -144,7 +146,6 @@ def test_a_lookup_that_hangs_holds_one_thread_and_no_other_work(monkeypatch):
 def test_encoded_pages_are_decoded():
     for encoded, name in (
         (gzip.compress(PAGE), "gzip"),
-        (gzip.compress(PAGE[:20]) + gzip.compress(PAGE[20:]), "gzip"),
         (zlib.compress(PAGE), "deflate"),
     ):
         with FaultyServer(x=page(encoded, headers=(f"content-encoding: {name}",))) as server:
@@ -281,6 +282,8 @@ def tls_server(authority: Authority, *names: str, client_ca: Path | None = None)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(pair.cert, pair.key)
     if client_ca is not None:
+        # with 1.3 the server says no after the handshake, and its RST may overtake that word
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(client_ca)
     return FaultyServer(tls=context, x=page(PAGE))

@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -64,7 +64,7 @@ class FaultyServer:
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def __enter__(self) -> "FaultyServer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,10 +99,12 @@ class FaultyServer:
             threading.Thread(target=self._serve, args=(channel,), daemon=True).start()
 
     def _serve(self, channel: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            channel.settimeout(60)
-            if self._tls is not None:
+        channel.settimeout(60)
+        if self._tls is not None:
+            try:
                 channel = self._tls.wrap_socket(channel, server_side=True)
+            except OSError:
+                return  # wrap_socket closed it
         with self._lock:
             self._open.add(channel)
             self.connections += 1
@@ -127,6 +129,9 @@ def _requests(channel: socket.socket) -> Iterator[tuple[str, dict[str, str]]]:
             if not data:
                 return
             buffer += data
+            if not buffer[:1].isalpha():  # a TLS handshake, say: what uvicorn answers
+                channel.sendall(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
+                return
         head, _, buffer = buffer.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         pairs = (line.split(": ", 1) for line in lines)

@@ -1,0 +1,74 @@
+"""What the benchmarks share: programs under test, their CPU, memory, threads and descriptors from /proc."""
+
+import http.server
+import os
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))  # the fake NVML library and the ways to start programs are the tests' own
+
+PAGE = ROOT / "tests/data/vllm-0.32.0-metrics.prom"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Usage(NamedTuple):
+    """One look at a process and its children: CPU seconds, resident MiB, threads, open descriptors."""
+
+    cpu: float
+    rss: float
+    threads: int
+    fds: int
+
+
+def usage(pid: int) -> Usage:
+    """Return the usage of a process."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return Usage(
+        cpu=(int(stat[11]) + int(stat[12])) / _TICKS,
+        rss=int(status["VmRSS"].split()[0]) / 1024,
+        threads=int(status["Threads"]),
+        fds=len(list(Path(f"/proc/{pid}/fd").iterdir())),
+    )
+
+
+def serve_page(page: bytes) -> str:
+    """Serve a page as an engine would, from a thread of this process; returns its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = page if self.path == "/metrics" else b""
+            self.send_response(200)
+            self.send_header("content-type", "text/plain; version=1.0.0; charset=utf-8")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def scrape(url: str) -> bytes:
+    """Fetch a page as Prometheus does, gzip included; returns the body as it came."""
+    headers = {"Accept-Encoding": "gzip", "X-Prometheus-Scrape-Timeout-Seconds": "10"}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        return answer.read()
+
+
+def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    """Print rows as Markdown."""
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(str(cell) for cell in row) + " |")

@@ -1,0 +1,207 @@
+"""What the live page says in words: the verdict on everything, and what there is to say about a server or a GPU."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+from .health import XID_WINDOW_SECONDS, Verdict
+
+Level = Literal["note", "ok", "wait", "warning", "critical"]  # wait: not known yet; note: worth a word, no alarm
+Row = Mapping[str, Any]  # of /api/vitals
+
+_ORDER: Final[tuple[Level, ...]] = ("note", "ok", "wait", "warning", "critical")
+_NAMED: Final = 2  # of several in one phrase
+_STALE_SECONDS: Final = 10.0  # readings of a GPU older than this are said to be
+_QUEUE_SECONDS: Final = 20.0  # requests wait at every burst; a queue that stays is worth a word
+
+# Reasons that keep the clocks down without anybody being to blame for it are no news.
+_QUIET_THROTTLES: Final = frozenset(("idle", "gpu_idle", "low_utilization", "application_clocks", "display_clocks"))
+_THROTTLES: Final[Mapping[str, tuple[Level, str]]] = {
+    "sw_power_cap": ("note", "at its power limit"),
+    "board_limit": ("note", "at the limit of its board"),
+    "reliability": ("note", "at its voltage limit"),
+    "sync_boost": ("note", "clocks follow its sync boost group"),
+    "power_smoothing": ("note", "power is being smoothed"),
+    "sw_thermal": ("warning", "slowed down: too hot"),
+    "hw_thermal": ("warning", "slowed down by its hardware: too hot"),
+    "hw_slowdown": ("warning", "slowed down by its hardware"),
+    "hw_power_brake": ("warning", "slowed down: power brake from outside"),
+}
+_QUEUED: Final = "requests keep waiting"
+_PREEMPTED: Final = "the KV cache overflows: requests are preempted and computed again"
+_UNREADABLE: Final[Mapping[str, str]] = {
+    "starting": "being opened",
+    "lost": "lost, it fell off the bus",
+    "hang": "the driver does not answer",
+    "reset_required": "it needs a reset",
+    "no_permission": "no permission",
+    "no_driver": "the driver is gone",
+    "driver_reload": "the driver was reloaded",
+    "version_mismatch": "driver and library differ in version",
+    "failed": "the driver reports an error",
+}
+
+
+def throttles(reasons: Iterable[str]) -> list[str]:
+    """Return the reasons worth telling."""
+    return [reason for reason in reasons if reason not in _QUIET_THROTTLES]
+
+
+def engine_state(*, up: bool, reason: str, judged: Verdict) -> tuple[Level, str]:
+    """Return a server's level and its state in two words."""
+    if up:
+        return judged.status, "up" if judged.status == "ok" else "up, but not working"
+    return ("wait", "not looked at yet") if reason == "pending" else ("critical", f"down ({reason})")
+
+
+def engine_notes(engine: Row, interval: float) -> list[dict[str, Any]]:
+    """Return what there is to say about a server: reasons of its verdict, and what weighs on it."""
+    notes = [
+        {"level": engine["level"], "words": re.sub(r"^down \(\w+\): ", "", words), "at": None}
+        for words in engine["reasons"]
+    ]
+    waiting = engine["history"]["waiting"][-max(2, math.ceil(_QUEUE_SECONDS / interval)) :]
+    if len(waiting) > 1 and all(waiting):
+        notes.append({"level": "note", "words": _QUEUED, "at": None})
+    if engine["preemptions_per_second"]:
+        notes.append({"level": "note", "words": _PREEMPTED, "at": None})
+    return notes
+
+
+def index_ranges(indices: Iterable[int]) -> str:
+    """Return numbers with neighbours joined: `0-3, 6`."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(f"{run[0]}\N{EN DASH}{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def gpu_notes(gpu: Row, now: float) -> list[dict[str, Any]]:
+    """Return what there is to say about a GPU: level, words, and for events the Unix time as `at`."""
+    notes: list[dict[str, Any]] = []
+
+    def note(level: Level, words: str, at: float | None = None) -> None:
+        notes.append({"level": level, "words": words, "at": at})
+
+    if not gpu["up"]:
+        reason = gpu["reason"]
+        note("wait" if reason == "starting" else "critical", f"not readable: {_UNREADABLE.get(reason, reason)}")
+    for words in gpu["reasons"]:
+        if not words.startswith(("XID", "not readable")):  # said with more detail above and below
+            note(gpu["status"], re.sub(r" C\b", " °C", words))
+    for reason in gpu["throttle"]:
+        note(*_THROTTLES.get(reason, ("note", reason)))
+    for event in sorted(gpu["xid"], key=lambda event: -event["last_timestamp_seconds"]):
+        at = event["last_timestamp_seconds"]
+        level: Level = "note" if now - at >= XID_WINDOW_SECONDS else "critical" if event["critical"] else "warning"
+        times = f" ({event['count']:.0f} times)" if (event["count"] or 0) > 1 else ""
+        note(level, f"XID {event['xid']}" + (f": {event['meaning']}" if event["meaning"] else "") + times, at)
+    age = gpu["age_seconds"]
+    if gpu["up"] and age is not None and age > _STALE_SECONDS:
+        note("note", "last read", now - age)
+    return notes
+
+
+def gpu_level(notes: Iterable[Row]) -> Level:
+    """Return how bad it is."""
+    return max((note["level"] for note in notes if note["level"] != "note"), key=_ORDER.index, default="ok")
+
+
+def verdict(engines: Sequence[Row], gpus: Sequence[Row]) -> dict[str, Any]:
+    """Return the verdict on rows that have their level: a headline, and one problem for each row that has one."""
+    groups: tuple[tuple[str, str, Sequence[Row], Callable[[Row], str]], ...] = (
+        ("engine", "down", _bad(engines, "critical", up=False), lambda row: f"{row['server']} ({row['reason']})"),
+        ("engine", "not working", _bad(engines, "critical", up=True), _server),
+        ("GPU", "not readable", _bad(gpus, "critical", up=False), _gpu_name),
+        ("GPU", "critical", _bad(gpus, "critical", up=True), _gpu_name),
+        ("GPU", "with a warning", _bad(gpus, "warning"), _gpu_name),
+        ("engine", "not looked at yet", _bad(engines, "wait"), _server),
+        ("GPU", "being opened", _bad(gpus, "wait"), _gpu_name),
+    )
+    said = [f"{_count(rows, kind)} {state}: {_names(rows, name)}" for kind, state, rows, name in groups if rows]
+    levels = [row["level"] for row in (*engines, *gpus)]
+    level: Level = max(levels, key=_ORDER.index) if levels else "wait"
+    if not said:
+        who = [_count(engines, "engine") if engines else "no engine", _count(gpus, "GPU") if gpus else "no GPU"]
+        start = "All well" if engines else "GPUs are well" if gpus else "Nothing to watch yet"
+        weighed = [
+            f"{phrase} {_names(rows, _server)}"
+            for words, phrase in ((_QUEUED, "requests keep waiting at"), (_PREEMPTED, "the KV cache overflows at"))
+            if (rows := [row for row in engines if any(note["words"] == words for note in row["notes"])])
+        ]
+        if weighed:
+            start, level = "All up", "note"
+        said = ["; ".join([f"{start}: {', '.join(who)}", *weighed])]
+    return {
+        "level": level,
+        "words": "; ".join(said),
+        "totals": totals(engines, gpus),
+        "problems": [
+            _problem(kind, row)
+            for kind, _, rows, _ in groups
+            for row in rows
+            if row["level"] in {"warning", "critical"}
+        ],
+    }
+
+
+def totals(engines: Sequence[Row], gpus: Sequence[Row]) -> str:
+    """Return what all of them do together; a part that not all could tell says so."""
+
+    def total(rows: Sequence[Row], key: str) -> tuple[float, str] | None:
+        known = [row[key] for row in rows if row[key] is not None]
+        partial = f" (from {len(known)} of {len(rows)})" if len(known) < len(rows) else ""
+        return (sum(known), partial) if known else None
+
+    words = []
+    if running := total(engines, "running"):
+        waiting = total(engines, "waiting")
+        words.append(f"{running[0]:,.0f} running" + (f", {waiting[0]:,.0f} waiting" if waiting else "") + running[1])
+    if generated := total(engines, "generation_tokens_per_second"):
+        prompt = total(engines, "prompt_tokens_per_second")
+        words.append(
+            (f"{prompt[0]:,.0f} tok/s in, " if prompt else "") + f"{generated[0]:,.0f} tok/s out{generated[1]}"
+        )
+    if power := total(gpus, "power_watts"):
+        words.append((f"{power[0] / 1000:.1f} kW" if power[0] >= 1000 else f"{power[0]:.0f} W") + power[1])
+    return " · ".join(words)
+
+
+def _problem(kind: str, row: Row) -> dict[str, Any]:
+    if kind == "engine":
+        who, words = row["server"], row["reasons"]
+    else:
+        on = f" ({', '.join(row['servers'])})" if row["servers"] else ""
+        who, words = _gpu_name(row) + on, [one["words"] for one in row["notes"] if _ORDER.index(one["level"]) > 1]
+    return {
+        "level": row["level"],
+        "server": row["server"] if kind == "engine" else "",
+        "uuid": row["uuid"] if kind == "GPU" else "",
+        "who": who,
+        "words": "; ".join(words),
+    }
+
+
+def _bad(rows: Sequence[Row], level: Level, *, up: bool | None = None) -> list[Row]:
+    return [row for row in rows if row["level"] == level and (up is None or row["up"] is up)]
+
+
+def _server(row: Row) -> str:
+    return str(row["server"])
+
+
+def _gpu_name(row: Row) -> str:
+    return f"GPU {row['gpu']}"
+
+
+def _count(rows: Sequence[Row], kind: str) -> str:
+    return f"{len(rows)} {kind}{'' if len(rows) == 1 else 's'}"
+
+
+def _names(rows: Sequence[Row], name: Callable[[Row], str]) -> str:
+    rest = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return ", ".join(name(row) for row in rows[:_NAMED]) + rest
