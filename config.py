@@ -42,6 +42,18 @@ class Secret(str):
         return "Secret(...)"
 
 
+class BcryptHash(Secret):
+    """A password's bcrypt hash, as htpasswd writes it."""
+
+    __slots__ = ()
+
+
+class HeaderValue(str):
+    """Text that may stand in an HTTP header."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where to listen."""
@@ -210,6 +222,7 @@ OPTIONS: Final = (
 )  # fmt: skip
 
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
+_BCRYPT_HASH: Final = re.compile(r"\$2[abxy]\$[0-3][0-9]\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 _BOOLEANS: Final = {
     "true": True,
@@ -395,7 +408,8 @@ def from_text(kind: Any, text: str, place: str) -> Any:
     try:
         return reader(text)
     except ValueError:
-        raise ConfigError(f"{place}: expected {_expected(kind)}, found {text!r}") from None
+        found = "something else" if isinstance(kind, type) and issubclass(kind, Secret) else repr(text)
+        raise ConfigError(f"{place}: expected {_expected(kind)}, found {found}") from None
 
 
 def engine_from_text(text: str, place: str) -> EngineSettings:
@@ -493,6 +507,18 @@ def _read_number(text: str) -> float:
     return value
 
 
+def _read_bcrypt_hash(text: str) -> BcryptHash:
+    if _BCRYPT_HASH.fullmatch(text) is None:
+        raise ValueError
+    return BcryptHash(text)
+
+
+def _read_header_value(text: str) -> HeaderValue:
+    if not (text and text.isascii() and text.isprintable()):
+        raise ValueError
+    return HeaderValue(text)
+
+
 def _read_filled(text: str) -> str:
     if not text:
         raise ValueError
@@ -509,6 +535,8 @@ _READERS: Final[Mapping[Any, Callable[[str], Any]]] = {
     Ratio: _read_ratio,
     Address: _read_address,
     Secret: Secret,
+    BcryptHash: _read_bcrypt_hash,
+    HeaderValue: _read_header_value,
 }
 _EXPECTATIONS: Final[Mapping[Any, str]] = {
     str: "text",
@@ -519,6 +547,8 @@ _EXPECTATIONS: Final[Mapping[Any, str]] = {
     Seconds: "a duration such as 500ms, 15s or 5m",
     Ratio: "a share such as 0.98 or 98%",
     Address: "HOST:PORT such as 127.0.0.1:9836",
+    BcryptHash: "a bcrypt hash (htpasswd -nBC 10 '')",
+    HeaderValue: "one line of printable ASCII",
 }
 
 

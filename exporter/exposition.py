@@ -250,7 +250,7 @@ class Relabeler:
     def _add_http_zeros(self, families: dict[bytes, Family]) -> None:
         """Give every handler its children for all outcomes."""
         family = families.get(_HTTP_REQUESTS, _NO_HTTP_REQUESTS)
-        labels = [dict(_EACH_LABEL.findall(line)) for line in family.lines.split(b"\n")]
+        labels = [dict(_EACH_LABEL.findall(line)) for line in family.lines.split(b"\n") if line]
         present = {tuple(label.get(name, b'""') for name in (b"handler", b"method", b"status")) for label in labels}
         handlers = dict.fromkeys((*_HTTP_HANDLERS, *((handler, method) for handler, method, _ in sorted(present))))
         zeros = b"".join(

@@ -211,13 +211,13 @@ class HttpServer:
     ) -> None:
         if http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             return
-        headers = [
-            ("content-type", response.content_type),
-            ("content-length", str(len(response.body))),
-            ("x-content-type-options", "nosniff"),
-            *response.headers,
-        ]
-        start = http.send(h11.Response(status_code=response.status, headers=headers))
+        headers = {  # a later one replaces an earlier one of its name
+            "content-type": response.content_type,
+            "content-length": str(len(response.body)),
+            "x-content-type-options": "nosniff",
+            **{name.lower(): value for name, value in response.headers},
+        }
+        start = http.send(h11.Response(status_code=response.status, headers=list(headers.items())))
         assert start is not None
         writer.write(start)
         if not head:

@@ -156,7 +156,7 @@ def _engine(
         "ttft_seconds": {name: ring.quantile(q, lambda reading: reading.ttft) for name, q in _QUANTILES},
         "tpot_seconds": {name: ring.quantile(q, lambda reading: reading.tpot) for name, q in _QUANTILES},
         "gpus": list(gpus.values()),
-        "gpu_indices": index_ranges(int(row.gpu) for row in {row.uuid: row for row in rows if row.uuid}.values()),
+        "gpu_indices": index_ranges(int(one["gpu"]) for one in gpus.values() if one["gpu"].isdigit()),
         "gpu_source": rows[0].source if rows else "unknown",
         "joules_per_output_token": joules_per_output_token(ring, watts),
         "history": {name: track.points() for name, track in engine.tracks.items()},

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 import bcrypt
-import yaml
 
-from ..config import ConfigError, from_node
+from ..config import BcryptHash, ConfigError, HeaderValue, Secret, from_node, read_yaml
 
 log = logging.getLogger("vllm_vitals")
 
@@ -63,7 +62,7 @@ class TlsServerConfig:
     cert_file: str | None = None
     key_file: str | None = None
     cert: str | None = None
-    key: str | None = field(default=None, repr=False)
+    key: Secret | None = None
     client_auth_type: ClientAuth = "NoClientCert"
     client_ca_file: str | None = None
     client_ca: str | None = None
@@ -75,12 +74,21 @@ class TlsServerConfig:
     prefer_server_cipher_suites: bool = True
 
 
+HeaderName = Literal[
+    "Content-Security-Policy",
+    "Strict-Transport-Security",
+    "X-Content-Type-Options",
+    "X-Frame-Options",
+    "X-XSS-Protection",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class HttpServerConfig:
     """`http_server_config`; we speak HTTP/1.1 only, whatever `http2` says."""
 
     http2: bool = True
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[HeaderName, HeaderValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ class WebConfigFile:
 
     tls_server_config: TlsServerConfig | None = None
     http_server_config: HttpServerConfig = field(default_factory=HttpServerConfig)
-    basic_auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    basic_auth_users: Mapping[str, BcryptHash] = field(default_factory=dict)
 
 
 class WebConfig:
@@ -105,7 +113,8 @@ class WebConfig:
         self._path = path
         self._config = WebConfigFile()
         self._context: ssl.SSLContext | None = None
-        self._stamp: tuple[object, ...] = ()
+        self._watched: tuple[Path, ...] = ()
+        self._stamps: tuple[object, ...] = ()
         self._looked_at = 0.0
         self._salt = os.urandom(16)
         self._logins: dict[bytes, bool] = {}
@@ -149,28 +158,36 @@ class WebConfig:
         if self._path is None or time.monotonic() - self._looked_at < _RELOAD_SECONDS:
             return
         self._looked_at = time.monotonic()
-        if self._stamp == self._current_stamp():
+        if self._stamps == _stamps(self._watched):
             return
         try:
             self._load(self._path)
             log.info("%s: read again", self._path)
         except ConfigError as error:
-            self.reload_failures += 1
-            self._stamp = self._current_stamp()  # say it once, not at each request
+            self.reload_failures += 1  # once, not at each request: the stamps are those of the wrong files
             log.error("%s; the last good one stays in use", error)  # noqa: TRY400  the text says all
 
     def _load(self, path: Path) -> None:
-        config = _parse(path)
-        self._context = _context(config.tls_server_config, path) if config.tls_server_config else None
+        # stamps are taken before a file is read: one that changes while we read it is read again
+        self._watched, self._stamps = (path,), _stamps((path,))
+        root = read_yaml(path)
+        config = WebConfigFile() if root is None else from_node(WebConfigFile, root, str(path))
+        assert isinstance(config, WebConfigFile)
+        tls = config.tls_server_config
+        context = None
+        if tls is not None and root is not None:
+            names = (tls.cert_file, tls.key_file, tls.client_ca_file)
+            named = tuple(path.parent / name for name in names if name)
+            self._watched, self._stamps = (path, *named), (*self._stamps, *_stamps(named))
+            line = next(key.start_mark.line + 1 for key, _ in root.value if key.value == "tls_server_config")
+            context = _context(tls, path.parent, f"{path}:{line}: tls_server_config")
+        self._context = context
         self._config = config
         self._logins.clear()
-        self._stamp = self._current_stamp()
 
-    def _current_stamp(self) -> tuple[object, ...]:
-        assert self._path is not None
-        tls = self._config.tls_server_config
-        names = (tls.cert_file, tls.key_file, tls.client_ca_file) if tls else ()
-        return tuple(_stamp(self._path.parent / name) for name in (self._path.name, *filter(None, names)))
+
+def _stamps(paths: tuple[Path, ...]) -> tuple[object, ...]:
+    return tuple(_stamp(path) for path in paths)
 
 
 def _stamp(path: Path) -> object:
@@ -181,65 +198,54 @@ def _stamp(path: Path) -> object:
     return (stat.st_mtime_ns, stat.st_ino, stat.st_size)
 
 
-def _parse(path: Path) -> WebConfigFile:
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    if root is None:
-        return WebConfigFile()
-    config = from_node(WebConfigFile, root, str(path))
-    assert isinstance(config, WebConfigFile)
-    for user, hashed in config.basic_auth_users.items():
-        try:
-            bcrypt.checkpw(b"", hashed.encode())
-        except ValueError:
-            raise ConfigError(
-                f"{path}: basic_auth_users.{user}: expected a bcrypt hash (htpasswd -nBC 10 ''), found something else"
-            ) from None
-    return config
-
-
-def _context(tls: TlsServerConfig, path: Path) -> ssl.SSLContext:
-    where = f"{path}: tls_server_config"
+def _context(tls: TlsServerConfig, folder: Path, where: str) -> ssl.SSLContext:
     if not (tls.cert_file or tls.cert) or not (tls.key_file or tls.key):
         raise ConfigError(f"{where}: expected cert_file and key_file (or cert and key), found none or one of them")
+    if tls.client_allowed_sans:
+        raise ConfigError(f"{where}.client_allowed_sans: expected no such key, it is not supported here")
+    if _VERSIONS[tls.min_version] > _VERSIONS[tls.max_version]:
+        raise ConfigError(f"{where}: expected min_version up to {tls.max_version}, found {tls.min_version}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.min_version]
     context.maximum_version = _VERSIONS[tls.max_version]
+    part = "cipher_suites"
     try:
         if tls.cipher_suites:
-            context.set_ciphers(
-                ":".join(_known(name, _CIPHERS, f"{where}.cipher_suites") for name in tls.cipher_suites)
-            )
+            context.set_ciphers(":".join(_known(name, _CIPHERS, f"{where}.{part}") for name in tls.cipher_suites))
+        part = "curve_preferences"
         for curve in tls.curve_preferences[:1]:  # Python can set one
-            context.set_ecdh_curve(_known(curve, _CURVES, f"{where}.curve_preferences"))
+            context.set_ecdh_curve(_known(curve, _CURVES, f"{where}.{part}"))
+        part = f"cert_file {tls.cert_file}, key_file {tls.key_file}" if tls.cert_file else "cert, key"
         if tls.cert_file and tls.key_file:
-            context.load_cert_chain(path.parent / tls.cert_file, path.parent / tls.key_file)
+            _load_chain(context, folder / tls.cert_file, folder / tls.key_file)
         else:
-            _load_inline_chain(context, tls)
+            _load_inline_chain(context, tls, folder)
         context.verify_mode = _VERIFY[tls.client_auth_type]
+        part = f"client_ca_file {tls.client_ca_file}" if tls.client_ca_file else "client_ca"
         if tls.client_ca_file or tls.client_ca:
-            ca_file = path.parent / tls.client_ca_file if tls.client_ca_file else None
+            ca_file = folder / tls.client_ca_file if tls.client_ca_file else None
             context.load_verify_locations(ca_file, cadata=tls.client_ca)
         elif context.verify_mode is not ssl.CERT_NONE:
             raise ConfigError(f"{where}: expected client_ca_file for {tls.client_auth_type}, found none")
     except (OSError, ssl.SSLError, ValueError) as error:
-        raise ConfigError(f"{where}: expected usable certificate files, found: {error}") from error
-    if tls.client_allowed_sans:
-        raise ConfigError(f"{where}.client_allowed_sans: expected no such key, it is not supported here")
+        raise ConfigError(f"{where}: {part}: expected usable PEM files and names, found: {error}") from error
     return context
 
 
-def _load_inline_chain(context: ssl.SSLContext, tls: TlsServerConfig) -> None:
+def _load_inline_chain(context: ssl.SSLContext, tls: TlsServerConfig, folder: Path) -> None:
+    cert = tls.cert or (folder / str(tls.cert_file)).read_text(encoding="ascii")
+    key = tls.key or (folder / str(tls.key_file)).read_text(encoding="ascii")
     # ssl reads chains from files only; a private folder that is gone at once is as good as it gets
-    with tempfile.TemporaryDirectory() as folder:
-        chain = Path(folder) / "chain.pem"
+    with tempfile.TemporaryDirectory() as private:
+        chain = Path(private) / "chain.pem"
         chain.touch(mode=0o600)
-        chain.write_text(f"{tls.cert}\n{tls.key}\n", encoding="ascii")
-        context.load_cert_chain(chain)
+        chain.write_text(f"{cert}\n{key}\n", encoding="ascii")
+        _load_chain(context, chain, None)
+
+
+def _load_chain(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
+    # without a password function OpenSSL would ask for one on the terminal
+    context.load_cert_chain(cert, key, password=lambda: "")
 
 
 def _known(name: str, table: Mapping[str, str], place: str) -> str:

@@ -6,29 +6,27 @@ const DEADLINE_MS = 5000;
 const SPAN_SECONDS = 600;
 const MARKS = 8; // engine colours in vitals.css; beyond them the letter tells engines apart
 const MOST_PROBLEMS = 6;
-const SVG = "http://www.w3.org/2000/svg";
 
 const $ = (id) => document.getElementById(id);
 
-// ---- values as [number, unit]; null is "not known"
+// ---- values as [number, unit]
 
-const formats = [0, 1, 2].map((n) => new Intl.NumberFormat("en", { minimumFractionDigits: n, maximumFractionDigits: n }));
-const fixed = (v, n = 0) => formats[n].format(v);
+const digits = [0, 1, 2].map((n) => new Intl.NumberFormat("en", { minimumFractionDigits: n, maximumFractionDigits: n }));
+const fixed = (v, n = 0) => digits[n].format(v);
 const brief = (v) => fixed(v, v && v < 9.95 ? 1 : 0);
 const three = (v) => fixed(v, v >= 99.95 ? 0 : v >= 9.995 ? 1 : 2);
-const unit = (format) => (v) => (v === null || v === undefined ? null : format(v));
 
-const count = unit((v) => [fixed(v), ""]);
-const percent = unit((v) => [brief(100 * v), "%"]);
-const busy = unit((v) => [fixed(100 * v), "%"]);
-const seconds = unit((v) => (v >= 0.9995 ? [three(v), "s"] : [brief(1000 * v), "ms"]));
-const tokens = unit((v) => [brief(v), "tok/s"]);
-const perSecond = unit((v) => [brief(v), "/s"]);
-const perMinute = unit((v) => [brief(60 * v), "/min"]);
-const joules = unit((v) => [three(v), "J/token"]);
-const watts = unit((v) => [fixed(v), "W"]);
-const celsius = unit((v) => [fixed(v), "°C"]);
-const gibibytes = unit((v) => [fixed(v / 2 ** 30, 1), "GiB"]);
+const count = (v) => [fixed(v), ""];
+const percent = (v) => [brief(100 * v), "%"];
+const wholePercent = (v) => [fixed(100 * v), "%"];
+const seconds = (v) => (v >= 0.9995 ? [three(v), "s"] : [brief(1000 * v), "ms"]);
+const tokens = (v) => [brief(v), "tok/s"];
+const perSecond = (v) => [brief(v), "/s"];
+const perMinute = (v) => [brief(60 * v), "/min"];
+const joules = (v) => [three(v), "J/token"];
+const watts = (v) => [fixed(v), "W"];
+const celsius = (v) => [fixed(v), "°C"];
+const gibibytes = (v) => [fixed(v / 2 ** 30, 1), "GiB"];
 const joined = (parts) => parts.filter(Boolean).join("\u00a0");
 
 function ago(age) {
@@ -37,18 +35,39 @@ function ago(age) {
   return s < 5400 ? `${Math.round(s / 60)} min ago` : `${Math.round(s / 3600)} h ago`;
 }
 
-function ranges(numbers) {
-  const found = [];
-  for (const n of numbers.sort((a, b) => a - b)) {
-    if (found.at(-1)?.[1] === n - 1) found.at(-1)[1] = n;
-    else found.push([n, n]);
-  }
-  return found.map(([a, b]) => (a === b ? a : `${a}–${b}`)).join(", ");
-}
+// ---- what an engine's row and a GPU's tile show
+
+const missing = (words) => (e) => (e.finished_per_second === null ? "the second reading is still to come" : words);
+const untold = missing("the engine does not tell");
+const quantiles = (of) => ["p50", "p95", "p99"].map((q) => [`${of}.${q}`, seconds, q, missing("no requests in the last minute")]);
+const noEnergy = (e) => {
+  if (!e.gpus.length) return "no GPU is known for this engine";
+  return missing(e.generation_tokens_per_second ? "a GPU is shared or reports no energy" : "no tokens in the last minute")(e);
+};
+
+// name, explanation, figures [key, format, caption, why it is missing], lines [track, format, name], top of their scale
+const ENGINE = [
+  ["Requests", "", [["running", count, "running", untold], ["waiting", count, "waiting", untold], ["finished_per_second", perSecond, "finished", untold]],
+    [["running", count, "running"], ["waiting", count, "waiting"]]],
+  ["TTFT", "time to first token", quantiles("ttft_seconds"), [["ttft_p95_seconds", seconds, "p95"]]],
+  ["TPOT", "time per output token", quantiles("tpot_seconds"), [["tpot_p95_seconds", seconds, "p95"]]],
+  ["Input", "", [["prompt_tokens_per_second", tokens, "prompt tokens", untold]], [["prompt_tokens_per_second", tokens]]],
+  ["Output", "", [["generation_tokens_per_second", tokens, "tokens", untold], ["joules_per_output_token", joules, "energy", noEnergy]],
+    [["generation_tokens_per_second", tokens]]],
+  ["KV cache", "", [["kv_cache_ratio", percent, "used", untold], ["prefix_hit_ratio", percent, "prefix hits", missing("no prefix looked up in the last minute")],
+    ["preemptions_per_second", perMinute, "preempted", untold]], [["kv_cache_ratio", percent]], () => 1],
+];
+const unread = () => "this GPU does not report it";
+const GPU = [
+  ["Util", "", [["utilization_ratio", wholePercent, "", unread, ["SMs active", "sm_active_ratio"]]], [["utilization_ratio", wholePercent]], () => 1],
+  ["Power", "", [["power_watts", watts, "", unread, ["limit", "power_limit_watts"]]], [["power_watts", watts]], (gpu) => gpu.power_limit_watts],
+  ["Temp", "", [["temperature_celsius", celsius, "", unread, ["memory", "memory_temperature_celsius"]]], [["temperature_celsius", celsius]], () => 100],
+  ["Memory", "", [["memory_used_bytes", gibibytes, "", unread]]],
+];
 
 // ---- the document
 
-function make(name, className = "", ...children) {
+function make(name, className, ...children) {
   const node = document.createElement(name);
   if (className) node.className = className;
   node.append(...children);
@@ -60,19 +79,18 @@ function text(node, words) {
 }
 
 function set(node, name, value) {
-  if (!value && value !== "") node.removeAttribute(name);
+  if (!value) node.removeAttribute(name);
   else if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
 
 /** Keep one child per item, in order, without touching those that stay: focus and selection survive. */
 function sync(parent, items, key, create, update) {
   const before = parent.rows ?? new Map();
-  parent.rows = new Map(items.map((item) => [key(item), before.get(key(item)) ?? create(item)]));
+  parent.rows = new Map(items.map((item, i) => [key(item, i), before.get(key(item, i)) ?? create(item)]));
   for (const [id, row] of before) if (!parent.rows.has(id)) row.node.remove();
-  items.forEach((item, index) => {
-    const row = parent.rows.get(key(item));
-    if (parent.children[index] !== row.node) parent.insertBefore(row.node, parent.children[index] ?? null);
-    update(row, item);
+  [...parent.rows.values()].forEach((row, i) => {
+    if (parent.children[i] !== row.node) parent.insertBefore(row.node, parent.children[i] ?? null);
+    update?.(row, items[i]);
   });
 }
 
@@ -82,123 +100,88 @@ function clone(id) {
 }
 
 /** A number with its unit; what is missing is a dash that says why. */
-function figure(caption = "") {
+function figure([key, format, caption, why, also]) {
   const number = make("b");
-  const rest = make("small");
-  const node = make("span", "figure", number, rest);
+  const unit = make("small");
+  const node = make("span", "figure", number, unit);
   if (caption) node.append(make("span", "caption", caption));
-  return {
-    node,
-    show(parts, why, title) {
-      text(number, parts ? parts[0] : "–");
-      text(rest, parts?.[1] ? `\u00a0${parts[1]}` : "");
-      set(node, "title", parts ? title : why);
-      set(number, "role", !parts && "img");
-      set(number, "aria-label", !parts && why);
-    },
+  const show = (item, data, down) => {
+    const value = key.split(".").reduce((of, name) => of[name], item);
+    const reason = value === null && (down || why(item));
+    const [words, symbol] = reason ? ["–", ""] : format(value);
+    text(number, words);
+    text(unit, symbol && `\u00a0${symbol}`);
+    set(node, "title", reason || (also && item[also[1]] !== null && `${also[0]} ${joined(format(item[also[1]]))}`));
+    set(number, "role", reason && "img");
+    set(number, "aria-label", reason);
   };
+  return { node, show };
 }
 
 /** Lines over the last ten minutes that start at zero; what is missing is a gap. */
-function sparkline(tracks) {
-  const svg = document.createElementNS(SVG, "svg");
+function sparkline(tracks, scale) {
+  const draw = (name) => document.createElementNS("http://www.w3.org/2000/svg", name);
+  const svg = draw("svg");
   set(svg, "viewBox", "0 0 100 30");
   set(svg, "preserveAspectRatio", "none");
   set(svg, "role", "img");
-  const paths = ["area", "line", "dot", "second"].map((name) => {
-    const path = document.createElementNS(SVG, "path");
-    set(path, "class", name);
-    return svg.appendChild(path);
-  });
+  const paths = Object.fromEntries(["area", "line", "dot", "second"].map((name) => [name, svg.appendChild(draw("path"))]));
+  for (const name in paths) set(paths[name], "class", name);
   const range = make("span", "range");
-  return {
-    node: make("span", "spark", svg, range),
-    show(history, interval, scale) {
-      const sets = tracks.map(([track]) => history[track] ?? []);
-      const knowns = sets.map((points) => points.filter((v) => v !== null));
-      const top = scale ?? (Math.max(...knowns.flat(), 0) || 1);
-      const step = 99 / Math.max(1, SPAN_SECONDS / interval - 1);
-      const drawn = sets.map((points) => {
-        const at = points.map((v, i) => v !== null && [99.5 - (points.length - 1 - i) * step, 28.5 - 27 * Math.min(1, v / top)].map((n) => n.toFixed(1)));
-        let [line, area] = ["", ""];
-        at.forEach((point, i) => {
-          if (!point) return;
-          const starts = !at[i - 1];
-          line += `${starts ? "M" : "L"}${point}`;
-          area += `${starts ? `M${point[0]} 30` : ""}L${point}`;
-          if (at[i + 1]) return;
-          line += starts ? "h.1" : "";
-          area += "V30Z";
-        });
-        return { line, area, dot: at.at(-1) ? `M${at.at(-1)}h.01` : "" };
+  const node = make("span", "spark", svg, range);
+  const show = (item, data) => {
+    if (node.closest("[data-density=micro]")) return; // not shown there
+    const sets = tracks.map(([track]) => item.history[track] ?? []);
+    const seen = sets.map((points) => points.filter((v) => v !== null));
+    const top = scale?.(item) ?? (Math.max(...seen.flat(), 0) || 1);
+    const step = 99 / Math.max(1, SPAN_SECONDS / data.interval_seconds - 1);
+    sets.forEach((points, which) => {
+      let [line, area] = ["", ""];
+      const at = points.map((v, i) => v !== null && `${(99.5 - (points.length - 1 - i) * step).toFixed(1)} ${(28.5 - 27 * Math.min(1, v / top)).toFixed(1)}`);
+      at.forEach((point, i) => {
+        if (!point) return;
+        line += (at[i - 1] ? "L" : "M") + point + (at[i - 1] || at[i + 1] ? "" : "h.1");
+        area += (at[i - 1] ? "L" : `M${point.split(" ")[0]} 30L`) + point + (at[i + 1] ? "" : "V30Z");
       });
-      ["area", "line", "dot"].forEach((name, i) => set(paths[i], "d", drawn[0][name]));
-      set(paths[3], "d", drawn[1]?.line ?? "");
-      const said = tracks.map(([, format, name], i) => {
-        const [low, high] = [Math.min, Math.max].map((pick) => format(pick(...knowns[i])));
-        return knowns[i].length ? `${name ?? ""} ${low[1] === high[1] ? low[0] : joined(low)}–${joined(high)}` : "";
-      }).filter(Boolean).join(",").trim();
-      text(range, said);
-      set(svg, "aria-label", `last 10 minutes: ${said || "nothing yet"}`);
-      set(this.node, "title", `last 10 minutes: ${said || "nothing yet"}`);
-    },
+      if (which) return set(paths.second, "d", line);
+      set(paths.line, "d", line);
+      set(paths.area, "d", area);
+      set(paths.dot, "d", at.at(-1) && `M${at.at(-1)}h.01`);
+    });
+    const words = tracks.map(([, format, name = ""], i) => {
+      if (!seen[i].length) return "";
+      const [low, high] = [Math.min, Math.max].map((pick) => format(pick(...seen[i])));
+      return `${name} ${low[1] === high[1] ? low[0] : joined(low)}–${joined(high)}`.trim();
+    }).filter(Boolean).join(", ");
+    text(range, words);
+    for (const [of, name] of [[svg, "aria-label"], [node, "title"]]) set(of, name, `last 10 minutes: ${words || "nothing yet"}`);
   };
+  return { node, show };
 }
 
-/** Cells of [name, explanation, figures [value, why it is missing, caption], lines [track, format, name], top]. */
-function build(row, table) {
-  row.parts = table.map(([name, title, figures, lines, scale]) => {
-    const shown = figures.map(([, , caption]) => figure(caption));
-    const spark = lines && sparkline(lines);
-    const term = make("dt", "", name);
-    set(term, "title", title);
-    row.cells.append(make("div", name.split(" ")[0].toLowerCase(), term, make("dd", "", ...shown.map((f) => f.node)), ...(spark ? [make("dd", "", spark.node)] : [])));
-    return { figures, shown, spark, scale };
+function build(template, table) {
+  const row = clone(template);
+  row.parts = table.flatMap(([name, title, figures, lines, scale]) => {
+    const shown = figures.map(figure);
+    const spark = lines && sparkline(lines, scale);
+    const cell = make("div", "", make("dt", "", name), make("dd", "", ...shown.map((part) => part.node)), ...(lines ? [make("dd", "", spark.node)] : []));
+    set(cell.firstChild, "title", title);
+    row.cells.append(cell);
+    return lines ? [...shown, spark] : shown;
   });
   return row;
 }
 
-function fill(row, item, interval, sick, drawing) {
-  for (const { figures, shown, spark, scale } of row.parts) {
-    figures.forEach(([value, why, , title], i) => shown[i].show(value(item), sick || why(item), title?.(item)));
-    if (drawing) spark?.show(item.history, interval, scale?.(item));
-  }
+const signed = (name) => () => ({ node: make("li", "", make("i", "sign"), make(name), make("span")) });
+
+function fill(row, item, down, data) {
   row.node.dataset.level = item.level;
-  sync(row.notes, item.notes, (note) => note.words.split(" (")[0], () => ({ node: make("li", "", make("i", "sign"), make("span")) }), ({ node }, note) => {
+  for (const part of row.parts) part.show(item, data, down);
+  sync(row.notes, item.notes, (_, i) => i, signed("span"), ({ node }, note) => {
     node.dataset.level = note.level;
-    text(node.lastChild, note.words + (note.at ? `, ${ago(latest.time - note.at)}` : ""));
+    text(node.lastChild, note.words + (note.at ? `, ${ago(data.time - note.at)}` : ""));
   });
 }
-
-// ---- engines
-
-const idle = (words) => (e) => (e.generation_tokens_per_second === null ? "needs two readings, the second is to come" : words);
-const unknown = () => "the engine does not tell";
-const quantiles = (of) => ["p50", "p95", "p99"].map((q) => [(e) => seconds(e[of][q]), idle("no requests in the last minute"), q]);
-const noEnergy = (e) =>
-  !e.gpus.length ? "no GPU is known for this engine"
-  : e.generation_tokens_per_second === 0 ? "no tokens in the last minute"
-  : idle("a GPU is shared between engines or reports no energy")(e);
-
-const ENGINE = [
-  ["Requests", "", [
-    [(e) => count(e.running), unknown, "running"],
-    [(e) => count(e.waiting), unknown, "waiting"],
-    [(e) => perSecond(e.finished_per_second), idle("the engine does not tell"), "finished"],
-  ], [["running", count, "running"], ["waiting", count, " waiting"]]],
-  ["TTFT", "time to first token", quantiles("ttft_seconds"), [["ttft_p95_seconds", seconds, "p95"]]],
-  ["TPOT", "time per output token", quantiles("tpot_seconds"), [["tpot_p95_seconds", seconds, "p95"]]],
-  ["Tokens in", "prompt tokens", [[(e) => tokens(e.prompt_tokens_per_second), idle("the engine does not tell")]], [["prompt_tokens_per_second", tokens]]],
-  ["Output", "generated tokens, and the energy of the engine's GPUs for each", [
-    [(e) => tokens(e.generation_tokens_per_second), idle("the engine does not tell")],
-    [(e) => joules(e.joules_per_output_token), noEnergy],
-  ], [["generation_tokens_per_second", tokens]]],
-  ["KV cache", "", [
-    [(e) => percent(e.kv_cache_ratio), unknown, "used"],
-    [(e) => percent(e.prefix_hit_ratio), idle("no prefix looked up in the last minute"), "prefix hits"],
-    [(e) => perMinute(e.preemptions_per_second), idle("the engine does not tell"), "preempted"],
-  ], [["kv_cache_ratio", percent]], () => 1],
-];
 
 const tags = new Map(); // server -> letter and colour, for as long as the page is open
 
@@ -214,75 +197,63 @@ function tagOf(server) {
 function tagButton(button, server) {
   const { letter, mark } = tagOf(server);
   button.type = "button";
-  button.classList.add(mark);
+  button.className = `tag ${mark}`;
   button.dataset.pin = button.title = server;
   button.prepend(make("b", "", letter));
-  set(button, "aria-label", `Engine ${letter}, ${server}: keep it and its GPUs highlighted`);
+  set(button, "aria-label", `Engine ${letter}, ${server}: highlight with its GPUs`);
   return button;
 }
 
-function engineRow(e) {
-  const row = build(clone("engine-row"), ENGINE);
-  row.node.id = tagOf(e.server).id;
-  row.node.classList.add(tagOf(e.server).mark);
-  tagButton(row.tag, e.server);
+function engineRow({ server }) {
+  const row = build("engine-row", ENGINE);
+  row.node.id = tagOf(server).id;
+  row.node.classList.add(tagOf(server).mark);
+  tagButton(row.tag, server);
   return row;
 }
 
-function showEngine(row, e, data, drawing) {
+function showEngine(row, e, data) {
   row.node.servers = [e.server];
   text(row.server, e.server);
   set(row.server, "title", `${e.server} at ${e.url}`);
-  if (e.models.length || !row.model.title) { // one that is down does not tell: what it told last stays
-    text(row.model, e.models[0] ? e.models[0] + (e.models[1] ? ` and ${e.models.length - 1} more` : "") : "");
+  const [model, ...others] = e.models;
+  if (model) { // one that is down does not tell: what it told last stays
+    text(row.model, model + (others.length ? ` and ${others.length} more` : ""));
     set(row.model, "title", e.models.join("\n"));
   }
   text(row.state, e.state);
-  text(row.seats, e.gpus.length ? `on GPU ${ranges(e.gpus.map((gpu) => Number(gpu.gpu)))}` : data.gpus.length ? "GPU not known" : "");
-  set(row.seats, "title", `known from: ${e.gpu_source}`);
-  const ranks = e.engines.length > 1 && `${e.engines.length} data parallel ranks`;
-  text(row.past, [ranks, e.restarts && `${e.restarts} restart${e.restarts > 1 ? "s" : ""} seen`].filter(Boolean).join(", "));
-  const notes = e.up ? e.reasons : e.reasons.map((words) => words.replace(/^down \(\w+\): /, ""));
-  fill(row, { ...e, notes: notes.map((words) => ({ words, level: e.level })) }, data.interval_seconds, !e.up && "the engine is down", drawing);
+  text(row.seats, e.gpu_indices ? `on GPU ${e.gpu_indices}` : data.gpus.length ? "GPU not known" : "");
+  set(row.seats, "title", e.gpu_indices && `source: ${e.gpu_source}`);
+  const past = [e.engines.length > 1 && `${e.engines.length} data parallel ranks`, e.restarts && `restarts seen: ${e.restarts}`];
+  text(row.past, past.filter(Boolean).join(", "));
+  fill(row, e, !e.up && "the engine is down", data);
 }
 
-// ---- GPUs
-
-const share = (gpu) => gpu.memory_used_bytes / gpu.memory_total_bytes;
-const unsupported = () => "this GPU does not report it";
-const also = (words, format, key) => (gpu) => gpu[key] !== null && `${words} ${joined(format(gpu[key]))}`;
-
-const GPU = [
-  ["Util", "share of time with a kernel running", [[(g) => busy(g.utilization_ratio), unsupported, "", also("SMs active", busy, "sm_active_ratio")]], [["utilization_ratio", busy]], () => 1],
-  ["Power", "", [[(g) => watts(g.power_watts), unsupported, "", also("limit", watts, "power_limit_watts")]], [["power_watts", watts]], (g) => g.power_limit_watts ?? undefined],
-  ["Temp", "", [[(g) => celsius(g.temperature_celsius), unsupported, "", also("memory", celsius, "memory_temperature_celsius")]], [["temperature_celsius", celsius]], () => 100],
-  ["Memory", "", [[(g) => gibibytes(g.memory_used_bytes), unsupported, "", also("of", gibibytes, "memory_total_bytes")]]],
-];
-
-const gpuId = (gpu) => `gpu-${gpu.uuid || gpu.gpu}`;
+const gpuId = (gpu) => `gpu-${gpu.uuid}`;
 
 function gpuTile(gpu) {
-  const tile = build(clone("gpu-tile"), GPU);
+  const tile = build("gpu-tile", GPU);
   tile.node.id = gpuId(gpu);
-  tile.bar = make("span");
-  tile.total = make("span", "total");
-  tile.cells.lastChild.append(make("dd", "bar", tile.bar), make("dd", "of", tile.total));
+  tile.bar = make("i");
+  tile.total = make("small");
+  tile.cells.lastChild.append(make("dd", "bar", tile.bar));
+  tile.cells.lastChild.children[1].append(tile.total);
   return tile;
 }
 
-function showGpu(tile, gpu, data, drawing) {
+function showGpu(tile, gpu, data) {
   tile.node.servers = gpu.servers;
-  const mark = gpu.servers.length ? tagOf(gpu.servers[0]).mark : "none";
-  set(tile.node, "class", `gpu ${mark}${tile.node.classList.contains("lit") ? " lit" : ""}`);
+  tile.node.className = `gpu ${gpu.servers.length ? tagOf(gpu.servers[0]).mark : ""}`;
   text(tile.title, `GPU ${gpu.gpu}`);
   set(tile.title, "title", `${gpu.name}\n${gpu.uuid}`);
   text(tile.word, gpu.level);
   sync(tile.tags, gpu.servers.length ? gpu.servers : [""], String, (server) => ({
-    node: server ? tagButton(make("button", "tag", make("span", "", server)), server) : make("span", "idle", "no engine"),
-  }), () => {});
-  fill(tile, gpu, data.interval_seconds, !gpu.up && "this GPU cannot be read", drawing);
-  tile.bar.style.width = `${100 * (Math.min(1, share(gpu)) || 0)}%`;
-  text(tile.total, gpu.memory_total_bytes ? `of ${joined(gibibytes(gpu.memory_total_bytes))}` : "");
+    node: server ? tagButton(make("button", "", make("span", "", server)), server) : make("span", "past", "no engine"),
+  }));
+  fill(tile, gpu, !gpu.up && "this GPU cannot be read", data);
+  const total = gpu.memory_total_bytes;
+  text(tile.total, total ? `of ${gibibytes(total)[0]}` : "");
+  tile.bar.style.width = `${total ? (100 * gpu.memory_used_bytes) / total : 0}%`;
 }
 
 // ---- one update
@@ -293,34 +264,32 @@ let latestAt = 0;
 
 function render(data) {
   const { engines, gpus, verdict, messages } = data;
-  const rows = engines.length > 16 ? "micro" : engines.length > 3 ? "dense" : "roomy";
-  const tiles = gpus.length > 32 ? "micro" : gpus.length > 8 || narrow.matches ? "dense" : "roomy";
+  $("engines").dataset.density = engines.length > 16 ? "micro" : engines.length > 3 ? "dense" : "roomy";
+  $("gpus").dataset.density = gpus.length > 32 ? "micro" : gpus.length > 8 || narrow.matches ? "dense" : "roomy";
+  $("engines").hidden = $("gpus").hidden = false;
   engines.forEach((e) => tagOf(e.server)); // letters go by the order of engines, not of GPUs
   $("verdict").dataset.level = verdict.level;
   text($("headline"), verdict.words);
   text($("totals"), verdict.totals);
-  document.title = `${{ critical: "!! ", warning: "! " }[verdict.level] ?? ""}${verdict.words}`;
-  const more = verdict.problems.length - MOST_PROBLEMS;
+  document.title = ({ critical: "!! ", warning: "! " }[verdict.level] ?? "") + verdict.words;
   const problems = verdict.problems.slice(0, MOST_PROBLEMS);
-  if (more > 0) problems.push({ level: "note", who: "", words: `and ${more} more` });
-  sync($("problems"), problems, (p) => p.server + p.uuid, () => ({ node: make("li", "", make("i", "sign"), make("a"), make("span")) }), ({ node }, p) => {
+  const more = verdict.problems.length - problems.length;
+  if (more) problems.push({ level: "note", words: `and ${more} more` });
+  sync($("problems"), problems, (p) => `${p.server}/${p.uuid}`, signed("a"), ({ node }, p) => {
     node.dataset.level = p.level;
     set(node.children[1], "href", p.who && `#${p.server ? tagOf(p.server).id : gpuId(p)}`);
-    text(node.children[1], p.who);
+    text(node.children[1], p.who ?? "");
     text(node.lastChild, p.words);
   });
   $("scene").hidden = !data.scene;
   text($("scene"), `simulated: scene ${data.scene}`);
-  $("engines").hidden = $("gpus").hidden = false;
-  $("engines").dataset.density = rows;
-  $("gpus").dataset.density = tiles;
   // what is said about engines comes last, and only when there is none
   empty($("no-engine"), engines.length ? "" : messages.at(-1));
   empty($("no-gpu"), messages.slice(0, engines.length ? undefined : -1).join(" "));
-  sync($("engine-list"), engines, (e) => `${e.server} ${e.url}`, engineRow, (row, e) => showEngine(row, e, data, rows !== "micro"));
-  sync($("gpu-list"), gpus, gpuId, gpuTile, (tile, gpu) => showGpu(tile, gpu, data, tiles !== "micro"));
-  const kinds = Object.groupBy(gpus, (gpu) => gpu.name);
-  text($("kinds"), Object.entries(kinds).map(([name, all]) => `${all.length} × ${name}`).join(", "));
+  sync($("engine-list"), engines, (e) => `${e.server} ${e.url}`, engineRow, (row, e) => showEngine(row, e, data));
+  sync($("gpu-list"), gpus, gpuId, gpuTile, (tile, gpu) => showGpu(tile, gpu, data));
+  const kinds = Object.entries(Object.groupBy(gpus, (gpu) => gpu.name));
+  text($("kinds"), kinds.map(([name, all]) => `${all.length} × ${name}`).join(", "));
   text($("version"), `vllm-vitals ${data.version}`);
   highlight();
 }
@@ -328,7 +297,7 @@ function render(data) {
 function empty(node, words) {
   node.hidden = !words;
   if (node.textContent === words) return;
-  const parts = words.split(/(vllm-vitals [a-z]+(?: --[a-z]+)?(?: https?:\/\/[^\s,]+)?)/);
+  const parts = words.split(/(vllm-vitals [a-z]+(?: --[a-z]+)?(?: https?:[^\s,]+)?)/);
   node.replaceChildren(...parts.map((part, i) => (i % 2 ? make("code", "", part) : part)));
 }
 
@@ -355,7 +324,7 @@ async function ask() {
     const answer = await fetch("api/vitals", { signal: AbortSignal.timeout(DEADLINE_MS), cache: "no-store" });
     if (answer.ok) data = await answer.json();
     else failure = `The exporter answers with ${answer.status}, retrying`;
-  } catch {} // said by its default
+  } catch {} // the default says it
   asking = false;
   if (!document.hidden) timer = setTimeout(ask, POLL_MS);
   lost(data ? "" : failure);
@@ -383,16 +352,13 @@ function highlight() {
 }
 
 function hover(event) {
-  if (event.pointerType === "touch") return;
-  const servers = event.target.closest?.(".engine, .gpu")?.servers ?? null;
-  if (servers === hovered) return;
-  hovered = servers;
+  if (event.pointerType === "touch") return; // a tap on the letter does it
+  hovered = event.target.closest?.(".engine, .gpu")?.servers ?? null;
   highlight();
 }
 
 function pin(server) {
-  pinned = server === pinned ? null : server;
-  hovered = null;
+  [pinned, hovered] = [server === pinned ? null : server, null];
   highlight();
 }
 
@@ -415,14 +381,14 @@ function wear(index) {
 }
 
 try {
-  wear(THEMES.indexOf(localStorage.getItem("vllm-vitals-theme")));
+  wear(THEMES.indexOf(localStorage.theme));
 } catch {
   wear(0); // storage is switched off
 }
 $("theme").addEventListener("click", () => {
   wear((theme + 1) % THEMES.length);
   try {
-    localStorage.setItem("vllm-vitals-theme", THEMES[theme]);
+    localStorage.theme = THEMES[theme];
   } catch {} // then it lasts as long as the page
 });
 

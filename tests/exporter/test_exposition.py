@@ -87,6 +87,7 @@ def test_page_of_an_idle_engine_has_every_outcome_of_every_handler_at_zero(captu
         for status in HTTP_STATUSES:
             labels = {"server": "s0", "handler": handler, "method": method, "status": status}
             assert found["http_requests_total", tuple(sorted(labels.items()))] == 0
+    assert len([name for name, _ in found if name == "http_requests_total"]) == len(HTTP_HANDLERS) * len(HTTP_STATUSES)
 
 
 def test_a_real_child_takes_the_place_of_its_zero(captured):

@@ -1,0 +1,59 @@
+"""Write docs/metrics.md from the vocabulary.
+
+python docs/metrics.py [--check]      --check: exit code 1 when the file is not up to date
+"""
+
+import sys
+from pathlib import Path
+
+from vllm_vitals.vocabulary import HTTP_HANDLERS, NVIDIA_GPU, RENAMES, VITALS, Metric
+
+PAGE = Path(__file__).with_suffix(".md")
+
+
+def rows(metrics: tuple[Metric, ...]) -> list[str]:
+    """Return a Markdown table."""
+    lines = ["| name | type | labels | meaning |", "| --- | --- | --- | --- |"]
+    return lines + [f"| `{m.name}` | {m.kind} | {', '.join(m.labels)} | {m.help} |" for m in metrics]
+
+
+def text() -> str:
+    """Return the page."""
+    handlers = ", ".join(f"`{path}`" for path, _ in HTTP_HANDLERS)
+    parts = [
+        "# Metrics",
+        "",
+        "Written by `docs/metrics.py` from `vocabulary.py`. What a GPU, driver or engine does not support is absent.",
+        "",
+        "## GPUs",
+        "",
+        *rows(NVIDIA_GPU),
+        "",
+        "## Engines on GPUs, host and the exporter itself",
+        "",
+        *rows(VITALS),
+        "",
+        "## The engines' own",
+        "",
+        'As the engine exposes them, with `server="NAME"` added, without its `python_*` and `process_*`.',
+        "`http_requests_total` has its children for 2xx, 4xx and 5xx at 0 from the start for",
+        f"{handlers}, and for every other handler once it appears.",
+        "Older and SGLang's names are renamed:",
+        "",
+        "| on the engine's page | on ours |",
+        "| --- | --- |",
+        *(f"| `{old}` | `{new}` |" for old, new in RENAMES.items()),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def main() -> int:
+    """Write or check; returns the exit code."""
+    if "--check" in sys.argv:
+        return int(PAGE.read_text(encoding="utf-8") != text())
+    PAGE.write_text(text(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
