@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--engines", type=_positive, default=2, metavar="N", help="simulated engines (default 2)")
     demo.add_argument("--simulated-gpus", type=_positive, default=8, metavar="N", help="simulated GPUs (default 8)")
     demo.add_argument(
-        "--base-port", type=int, default=18100, metavar="PORT", help="first engine's port (default 18100)"
+        "--base-port", type=_positive, default=18100, metavar="PORT", help="first engine's port (default 18100)"
     )
     demo.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     demo.add_argument("--pages-only", action="store_true", help="serve the engines' pages, no exporter")
@@ -133,10 +133,9 @@ def _scene_lines(scenes: Mapping[str, Scene]) -> str:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("expected a number from 1 on")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return int(text)
 
 
 def _settings(options: argparse.Namespace) -> Settings:

@@ -32,6 +32,10 @@ class Ratio(float):
     """A share from 0 to 1; written as `0.98` or `98%`."""
 
 
+class Port(int):
+    """A TCP port."""
+
+
 class Secret(str):
     """Text that never shows itself."""
 
@@ -110,9 +114,9 @@ class DnsDiscovery:
 
     name: str
     type: Literal["A", "AAAA", "SRV"] = "A"
-    port: int = 8000
+    port: Port = Port(8000)
     scheme: Literal["http", "https"] = "http"
-    nameserver: str | None = None
+    nameserver: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,10 +483,18 @@ def _read_ratio(text: str) -> Ratio:
     return Ratio(value)
 
 
+def _read_port(text: str) -> Port:
+    port = Port(text)
+    if not 0 < port < 65536:
+        raise ValueError
+    return port
+
+
 def _read_address(text: str) -> Address:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:  # a bare port would listen on all interfaces
         raise ValueError
+    host.encode("idna")  # raises a ValueError for what can be no name
     return Address(host.strip("[]") or "0.0.0.0", int(port))
 
 
@@ -533,6 +545,7 @@ _READERS: Final[Mapping[Any, Callable[[str], Any]]] = {
     Path: lambda text: Path(_read_filled(text)).expanduser(),
     Seconds: _read_duration,
     Ratio: _read_ratio,
+    Port: _read_port,
     Address: _read_address,
     Secret: Secret,
     BcryptHash: _read_bcrypt_hash,
@@ -546,6 +559,7 @@ _EXPECTATIONS: Final[Mapping[Any, str]] = {
     Path: "a path",
     Seconds: "a duration such as 500ms, 15s or 5m",
     Ratio: "a share such as 0.98 or 98%",
+    Port: "a port from 1 to 65535",
     Address: "HOST:PORT such as 127.0.0.1:9836",
     BcryptHash: "a bcrypt hash (htpasswd -nBC 10 '')",
     HeaderValue: "one line of printable ASCII",

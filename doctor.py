@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from .companions import ALERTMANAGER, PROMETHEUS, on_path
 from .config import ConfigError, EngineSettings, Settings
@@ -40,6 +41,12 @@ _FETCH_ADVICE: Final = {
     "redirect": "name the final address; credentials must not follow redirects",
     "not_metrics": "the address must be the server's own, such as http://127.0.0.1:8000",
     "http_status": "vLLM serves /metrics unless a proxy in front hides it",
+    "network": "no way to that address from here: look at routes, firewalls and network policies",
+    "closed": "something hung up: a proxy without a server behind it, or a server that only speaks TLS",
+    "truncated": "the server died while it answered, or a proxy cut it off; try: curl {url}",
+    "protocol": "that is no HTTP: correct the port, or write https:// for a server that speaks TLS",
+    "too_large": "raise max_page_bytes if this is a page of metrics",
+    "credentials": "let the user that runs this read the file, and put one line into it",
 }
 
 
@@ -112,11 +119,12 @@ async def _engine(engine: EngineSettings, settings: Settings) -> Finding:
     try:
         page = await client.metrics(_FETCH_SECONDS)
     except FetchError as error:
-        advice = _FETCH_ADVICE.get(error.reason, "").format(url=f"{engine.url}{client.metrics_path}")
+        parts = urlsplit(engine.url)
+        advice = _FETCH_ADVICE.get(error.reason, "").format(url=f"{parts.scheme}://{parts.netloc}{client.metrics_path}")
         return Finding("problem", what, f"{error.reason}: {error.detail}", advice)
     finally:
         client.close()
-    if b"\n# TYPE vllm:" not in page and b"\n# TYPE sglang:" not in page:
+    if b"# TYPE vllm:" not in page and b"# TYPE sglang:" not in page:
         return Finding(
             "problem",
             what,

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from measured import PAGE, table
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-
 from vllm_vitals.exporter.exposition import Relabeler, merge
 
 ROUNDS = 30
@@ -72,7 +71,7 @@ def main() -> None:
         samples = relabeler.relabel(page).samples
         bytes_ms, parsed_ms = [], []
         for moved in pages:
-            bytes_ms.append(cpu(lambda moved=moved: merge([relabeler.relabel(moved)])))
+            bytes_ms.append(cpu(lambda moved=moved, one=relabeler: merge([one.relabel(moved)])))
             parsed_ms.append(cpu(lambda moved=moved: parse_and_generate(moved)))
         ratio = sorted(b / a for a, b in zip(bytes_ms, parsed_ms, strict=True))[ROUNDS // 2]
         best = min(bytes_ms)
@@ -91,7 +90,7 @@ def main() -> None:
         times = []
         for n in range(8):
             moved = variant(page, n)
-            times.append(cpu(lambda moved=moved: merge([one.relabel(moved) for one in relabelers])))
+            times.append(cpu(lambda moved=moved, many=relabelers: merge([one.relabel(moved) for one in many])))
         samples = engines * relabelers[0].relabel(page).samples
         rows.append((engines, f"{samples:,}", f"{min(times):.1f}", f"{min(times) / samples * 1e6:.0f}"))
     table(("engines", "samples", "relabel and merge, CPU ms", "ns per sample"), rows)

@@ -1,12 +1,13 @@
 """What the benchmarks share: programs under test, their CPU, memory, threads and descriptors from /proc."""
 
+import http.client
 import http.server
 import os
 import sys
 import threading
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the fake NVML library and the ways to start programs are the tests' own
@@ -41,6 +42,8 @@ def serve_page(page: bytes) -> str:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet, else Nagle and delayed ACKs cost 40 ms
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             body = page if self.path == "/metrics" else b""
@@ -49,6 +52,7 @@ def serve_page(page: bytes) -> str:
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+            self.wfile.flush()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -59,12 +63,23 @@ def serve_page(page: bytes) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def scrape(url: str) -> bytes:
-    """Fetch a page as Prometheus does, gzip included; returns the body as it came."""
-    headers = {"Accept-Encoding": "gzip", "X-Prometheus-Scrape-Timeout-Seconds": "10"}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(url, headers=headers), timeout=10) as answer:
-        return answer.read()
+class Scraper:
+    """Fetches a page again and again as Prometheus does: kept-alive where the server allows it, gzip accepted."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._path = parts.path
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+
+    def __call__(self) -> bytes:
+        """Return the body as it came."""
+        headers = {"Accept-Encoding": "gzip", "X-Prometheus-Scrape-Timeout-Seconds": "10"}
+        try:
+            self._connection.request("GET", self._path, headers=headers)  # opens anew what the server closed
+            return self._connection.getresponse().read()
+        except OSError:
+            self._connection.close()
+            raise
 
 
 def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:

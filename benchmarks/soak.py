@@ -2,19 +2,18 @@
 
     python benchmarks/soak.py [--scrapes 20000]
 
-Eight fake GPUs, host metrics, one engine whose page is real, scrapes from kept-alive and from fresh connections, the live
-page's data in between. Exit code 1 when the last fifth is above the first by more than noise.
+Eight fake GPUs, host metrics, one engine whose page is real; scrapes over kept-alive and over fresh connections, and the
+live page's data in between. Exit code 1 when the last fifth is above the first by more than noise.
 """
 
 import argparse
 import contextlib
-import http.client
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from measured import PAGE, Usage, scrape, serve_page, table, usage
+from measured import PAGE, Scraper, Usage, serve_page, table, usage
 
 from fake_nvml.build import library  # isort: skip  measured puts tests/ on the path
 from fake_nvml.state import FakeNvml  # isort: skip
@@ -45,15 +44,14 @@ def main() -> int:
         url = f"http://127.0.0.1:{port}"
         exporter.ready(f"{url}/readyz")
         looks: list[tuple[int, Usage]] = []
-        kept = http.client.HTTPConnection("127.0.0.1", port)
+        kept = Scraper(f"{url}/metrics")
         for n in range(1, total + 1):
             if n % 4 == 0:
-                scrape(f"{url}/metrics")
+                Scraper(f"{url}/metrics")()
             else:
-                kept.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
-                kept.getresponse().read()
+                kept()
             if n % 50 == 0:
-                scrape(f"{url}/api/vitals")
+                Scraper(f"{url}/api/vitals")()
             if n % (total // LOOKS) == 0:
                 looks.append((n, usage(exporter.process.pid)))
                 print(f"{n:,} of {total:,}: {looks[-1][1]}", file=sys.stderr)
@@ -66,9 +64,8 @@ def main() -> int:
     growth = statistics.mean(u.rss for _, u in late) - statistics.mean(u.rss for _, u in early)
     more_threads = max(u.threads for _, u in late) > max(u.threads for _, u in early)
     more_fds = max(u.fds for _, u in late) > max(u.fds for _, u in early) + 2
-    print(
-        f"\ngrowth: {growth:+.2f} MiB, threads {'grew' if more_threads else 'stayed'}, descriptors {'grew' if more_fds else 'stayed'}"
-    )
+    grew = {True: "grew", False: "stayed"}
+    print(f"\ngrowth: {growth:+.2f} MiB, threads {grew[more_threads]}, descriptors {grew[more_fds]}")
     return int(growth > RSS_NOISE or more_threads or more_fds)
 
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measured import PAGE, scrape, serve_page, table, usage
+from measured import PAGE, Scraper, serve_page, table, usage
 
 from fake_nvml.build import library  # isort: skip  measured puts tests/ on the path
 from fake_nvml.state import FakeNvml  # isort: skip
@@ -47,18 +47,18 @@ def background(pid: int) -> float:
     return (usage(pid).cpu - before) / (time.monotonic() - started)
 
 
-def cpu_per_scrape(pid: int, url: str, idle: float) -> tuple[float, float]:
+def cpu_per_scrape(pid: int, scrape: Scraper, idle: float) -> tuple[float, float]:
     """Return (CPU ms, wall ms) per scrape."""
     before, started = usage(pid).cpu, time.monotonic()
     for _ in range(SCRAPES):
-        scrape(url)
+        scrape()
     elapsed = time.monotonic() - started
     return (usage(pid).cpu - before - idle * elapsed) / SCRAPES * 1e3, elapsed / SCRAPES * 1e3
 
 
-def samples(url: str) -> int:
+def samples(scrape: Scraper) -> int:
     """Return how many samples a page has."""
-    body = scrape(url)
+    body = scrape()
     text = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
     return len(re.findall(rb"(?m)^[^#\n]", text))
 
@@ -92,25 +92,25 @@ def main() -> None:
         )
         stack.callback(theirs.stop)
         programs = {
-            "vllm-vitals": (ours.process.pid, f"http://127.0.0.1:{ports[0]}/metrics"),
-            "nvitop-exporter 1.7": (theirs.process.pid, f"http://127.0.0.1:{ports[1]}/metrics"),
+            "vllm-vitals": (ours.process.pid, Scraper(f"http://127.0.0.1:{ports[0]}/metrics")),
+            "nvitop-exporter 1.7": (theirs.process.pid, Scraper(f"http://127.0.0.1:{ports[1]}/metrics")),
         }
-        for program, (_, url) in programs.items():
-            wait_for(lambda url=url: samples(url) > 300, f"{program}'s page", seconds=60)
+        for program, (_, scrape) in programs.items():
+            wait_for(lambda scrape=scrape: samples(scrape) > 300, f"{program}'s page", seconds=60)
         for _ in range(20):
-            for _, url in programs.values():
-                scrape(url)
-        idle = {name: background(pid) for name, (pid, _) in programs.items()}
-        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+            for _, scrape in programs.values():
+                scrape()
+        idle = {program: background(pid) for program, (pid, _) in programs.items()}
+        figures: dict[str, list[tuple[float, float]]] = {program: [] for program in programs}
         for _ in range(ROUNDS):
-            for name, (pid, url) in programs.items():
-                figures[name].append(cpu_per_scrape(pid, url, idle[name]))
+            for program, (pid, scrape) in programs.items():
+                figures[program].append(cpu_per_scrape(pid, scrape, idle[program]))
         rows = []
-        for name, (pid, url) in programs.items():
-            cpu = statistics.median(cpu for cpu, _ in figures[name])
-            wall = statistics.median(wall for _, wall in figures[name])
+        for program, (pid, scrape) in programs.items():
+            cpu = statistics.median(cpu for cpu, _ in figures[program])
+            wall = statistics.median(wall for _, wall in figures[program])
             rss = usage(pid).rss
-            rows.append((name, samples(url), f"{cpu:.2f}", f"{wall:.1f}", f"{idle[name]:.2%}", f"{rss:.1f}"))
+            rows.append((program, samples(scrape), f"{cpu:.2f}", f"{wall:.1f}", f"{idle[program]:.2%}", f"{rss:.1f}"))
         table(("exporter", "samples", "CPU per scrape, ms", "wall, ms", "background, of a core", "RSS, MiB"), rows)
         pairs = zip(figures["vllm-vitals"], figures["nvitop-exporter 1.7"], strict=True)
         print(f"\nCPU per scrape, median of paired ratios: {statistics.median(a[0] / b[0] for a, b in pairs):.2f}")

@@ -1,5 +1,6 @@
 """The list of servers: those in the config, plus file_sd files and DNS names that are looked at again and again."""
 
+import dataclasses
 import glob
 import logging
 from collections import Counter
@@ -57,10 +58,16 @@ class ServerList:
             self._try("process", "this machine", partial(self._with_known, self._finder))
 
     def servers(self) -> list[tuple[EngineSettings, str]]:
-        """Return (server, origin), each name once, the config's own first."""
+        """Return (server, origin), each name once, the config's own first.
+
+        Of two addresses under one name the later one goes by its address, so that neither is lost.
+        """
         unique: dict[str, tuple[EngineSettings, str]] = {}
         for engine, origin in (*self._static, *(item for found in self._found.values() for item in found)):
-            unique.setdefault(engine.server, (engine, origin))
+            first, _ = unique.setdefault(engine.server, (engine, origin))
+            if first.url != engine.url:
+                nameless = dataclasses.replace(engine, name="")
+                unique.setdefault(nameless.server, (nameless, origin))
         return list(unique.values())[:MAX_SERVERS]
 
     def _with_known(self, finder: Finder) -> list[EngineSettings]:
@@ -101,6 +108,8 @@ def _from_file(path: str) -> list[EngineSettings]:
         if not isinstance(group, dict) or not isinstance(group.get("targets"), list):
             raise ConfigError(f"{path}: group {number}: expected a list under 'targets'")
         labels = group.get("labels") or {}
+        if not isinstance(labels, dict):
+            raise ConfigError(f"{path}: group {number}: expected a mapping under 'labels'")
         name = str(labels.get("server") or labels.get("name") or "")
         for target in group["targets"]:
             text = str(target) if "://" in str(target) else f"{labels.get('__scheme__', 'http')}://{target}"
@@ -122,10 +131,9 @@ def _from_dns(entry: DnsDiscovery) -> list[EngineSettings]:
         resolver = dns.resolver.Resolver()
     else:
         resolver = dns.resolver.Resolver(configure=False)
-        host, _, port = entry.nameserver.rpartition(":")
-        resolver.nameservers = [host or entry.nameserver]
-        resolver.port = int(port) if host else 53
-    answer = resolver.resolve(entry.name, entry.type, lifetime=_DNS_SECONDS)
+        resolver.nameservers = [entry.nameserver.host]
+        resolver.port = entry.nameserver.port
+    answer = resolver.resolve(entry.name, entry.type, lifetime=_DNS_SECONDS, search=True)
     if entry.type == "SRV":
         targets = sorted((str(record.target).rstrip("."), int(record.port)) for record in answer)
     else:

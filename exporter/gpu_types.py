@@ -48,8 +48,8 @@ class GpuSnapshot:
     Attributes:
         taken_at: time.monotonic() of the last good cycle; 0.0 means never.
         reason: one of GPU_REASONS when not up, else empty.
-        lines: rendered sample lines by family; empty when not up.
-        values: value by (family, own labels); when not up only the XID counters are left.
+        samples: what the cycle read, labels without gpu and uuid; empty when not up.
+        values: value by (family, own labels), filled by GpuMonitor.snapshots; when not up only XID counters are left.
         processes: kept while the GPU is down, because its engines still belong to it.
     """
 
@@ -60,7 +60,7 @@ class GpuSnapshot:
     taken_at: float
     up: bool
     reason: str
-    lines: Mapping[str, bytes]
+    samples: Sequence[Sample]
     values: Mapping[tuple[str, str], float]
     processes: tuple[GpuProcess, ...]
     mig_uuids: tuple[str, ...]

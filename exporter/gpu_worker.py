@@ -2,9 +2,9 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from threading import Event, Thread
+from threading import Lock, Thread
 from time import monotonic
 from typing import Final
 
@@ -30,11 +30,11 @@ class GpuRecord:
     def __init__(self, device: GpuDevice) -> None:
         self.text = GpuLines(device.index, device.uuid)
         self.snapshot = GpuSnapshot(
-            device.index, device.uuid, device.name, device.pci_bus_id, 0.0, False, "starting", {}, {}, (), ()
+            device.index, device.uuid, device.name, device.pci_bus_id, 0.0, False, "starting", (), {}, (), ()
         )
         self.worker: GpuWorker | None = None
         self.waiting: GpuDevice | None = None  # to be read as soon as the old thread came out of the driver
-        self.identity: Mapping[str, bytes] = {}
+        self.identity: Sequence[Sample] = ()
         self.xids: XidCounts | None = None
         self.said = ""  # the reason that the log has: one line per change, not per attempt
         # every reason from the start, so that increase() sees the first failure
@@ -57,7 +57,7 @@ class GpuRecord:
 
     def down(self, reason: str) -> None:
         """Take the values off the page."""
-        self.snapshot = replace(self.snapshot, up=False, reason=reason, lines={}, values={})
+        self.snapshot = replace(self.snapshot, up=False, reason=reason, samples=(), values={})
 
     def _render_failures(self) -> dict[str, bytes]:
         return self.text.render([Sample(_FAILURES, f'reason="{name}"', n) for name, n in self._failures.items()])
@@ -86,14 +86,16 @@ class GpuWorker:
         self._phase = phase
         self._off = families_off
         self._on_error = on_error
-        self._retired = Event()
+        self._retired = False
+        self._bell = Lock()  # an Event would make a lock and a condition at every wait
+        self._bell.acquire()
         self._slow_due = 0.0
         self._processes_due = 0.0
         self._failed = 0
         self._fast_families: set[str] = set()
-        self._slow_lines: dict[str, bytes] = {}
-        self._slow_values: dict[tuple[str, str], float] = {}
-        self._process_lines: dict[str, bytes] = {}
+        self._fast_count = 0
+        self._slow_samples: list[Sample] = []
+        self._process_samples: list[Sample] = []
         self._processes: tuple[GpuProcess, ...] = record.snapshot.processes
         self._mig_uuids: tuple[str, ...] = record.snapshot.mig_uuids
         self.thread = Thread(target=self._run, name=f"gpu-{device.index}", daemon=True)
@@ -104,12 +106,14 @@ class GpuWorker:
 
     def retire(self) -> None:
         """Let the thread end after its cycle; what it still brings is thrown away."""
-        self._retired.set()
+        if not self._retired:
+            self._retired = True
+            self._bell.release()
 
     def _run(self) -> None:
         due = monotonic() + self._phase  # GPUs take turns, so that their threads do not fight for the interpreter
         first = True
-        while not self._retired.is_set():
+        while not self._retired:
             self.cycle_started = monotonic()
             self.hang_counted = False
             try:
@@ -133,7 +137,7 @@ class GpuWorker:
             pause = due - now
             if self._failed > 1:
                 pause = max(pause, min(_LONGEST_PAUSE, self._interval * 2 ** min(self._failed - 1, 10)))
-            self._retired.wait(pause)
+            self._bell.acquire(timeout=pause)
 
     def _cycle(self, now: float) -> None:
         slow = now >= self._slow_due
@@ -143,15 +147,16 @@ class GpuWorker:
             self._processes_due = now + _PROCESS_SECONDS
         if self._off:
             samples = [sample for sample in samples if sample.family not in self._off]
-        lines, values = self._merge(samples, slow=slow)
+        merged = self._merge(samples, slow=slow)
         if slow:
             self._slow_due = now + self._slow_interval
+            self._record.identity = [sample for sample in merged if sample[0] == INFO] or self._record.identity
         done = monotonic()
-        lines.update(self._record.text.render([Sample(_DURATION, "", round(done - now, 6))]))
-        if self._retired.is_set():
+        merged.append(Sample(_DURATION, "", round(done - now, 6)))
+        if self._retired:
             return
         old = self._record.snapshot
-        self._record.identity = {INFO: lines[INFO]} if INFO in lines else self._record.identity
+        # Not rendered here: a page is asked for every 15 s, a cycle comes every second.
         self._record.snapshot = GpuSnapshot(
             old.index,
             old.uuid,
@@ -160,31 +165,29 @@ class GpuWorker:
             done,
             True,
             "",
-            lines,
-            values,
+            merged,
+            {},
             self._processes,
             self._mig_uuids,
         )
 
-    def _merge(self, samples: Sequence[Sample], *, slow: bool) -> tuple[dict[str, bytes], dict[tuple[str, str], float]]:
-        """Return lines and values with the slow families of the last slow cycle filled in.
+    def _merge(self, samples: Sequence[Sample], *, slow: bool) -> list[Sample]:
+        """Return the samples with the slow families of the last slow cycle and the processes filled in.
 
         Slow are the families that come in slow cycles and in no other; a fast family that stops coming is gone at once.
         """
-        lines = self._record.text.render(samples)
-        values = {(family, labels): value for family, labels, value in samples}
         if slow:
             fast = self._fast_families
-            self._slow_lines = {family: line for family, line in lines.items() if family not in fast}
-            self._slow_values = {key: value for key, value in values.items() if key[0] not in fast}
+            self._slow_samples = [sample for sample in samples if sample[0] not in fast]
             self._mig_uuids = tuple(
                 found[1] for family, labels, _ in samples if family == _MIG_INFO and (found := _MIG_UUID.search(labels))
             )
-        elif fresh := lines.keys() - self._fast_families:
-            self._fast_families |= fresh
-            self._slow_lines = {family: line for family, line in self._slow_lines.items() if family not in fresh}
-            self._slow_values = {key: value for key, value in self._slow_values.items() if key[0] not in fresh}
-        return {**self._slow_lines, **lines, **self._process_lines}, {**self._slow_values, **values}
+            return [*samples, *self._process_samples]
+        if len(samples) != self._fast_count:  # a new family changes the count
+            self._fast_count = len(samples)
+            self._fast_families |= {sample[0] for sample in samples}
+            self._slow_samples = [sample for sample in self._slow_samples if sample[0] not in self._fast_families]
+        return [*self._slow_samples, *samples, *self._process_samples]
 
     def _read_processes(self) -> None:
         try:
@@ -192,14 +195,14 @@ class GpuWorker:
         except GpuError as error:
             if error.reason not in ("no_permission", "unsupported", "failed"):
                 raise
-            self._processes, self._process_lines = (), {}
+            self._processes, self._process_samples = (), []
         else:
-            self._process_lines = self._record.text.render([Sample(_PROCESSES, "", len(self._processes))])
+            self._process_samples = [Sample(_PROCESSES, "", len(self._processes))]
 
     def _fail(self, reason: str) -> None:
         self._failed += 1
         self._slow_due = self._processes_due = 0.0
-        if self._retired.is_set():
+        if self._retired:
             return
         if self._record.said != reason:
             self._record.said = reason

@@ -42,7 +42,7 @@ _REOPEN: Final = frozenset({"lost", "reset_required", "driver_reload", "version_
 _OPEN_HANG_SECONDS = 10.0  # the first nvmlInit without persistence mode takes seconds
 _CLOSE_SECONDS = 5.0
 _TICK_SECONDS = 1.0
-_EVENT_SECONDS = 1.0
+_EVENT_SECONDS = 2.0
 # One after another, not spread over the interval: with warm caches the background takes a third less CPU.
 _STAGGER_SECONDS = 0.002
 _HEALTHY_SECONDS = 60.0  # after so long without a wish to open again, the backoff starts over
@@ -112,7 +112,7 @@ class GpuMonitor:
     def snapshots(self) -> tuple[GpuSnapshot, ...]:
         """Return every GPU that was ever seen, in index order."""
         now = monotonic()
-        return tuple(self._with_xids(record, self._view(record, now)) for record in self._records)
+        return tuple(self._with_values(record, self._view(record, now)) for record in self._records)
 
     def reason(self) -> str:
         """Return why the driver is not open (one of SOURCE_REASONS); empty when it is."""
@@ -137,7 +137,8 @@ class GpuMonitor:
                 age = round(max(0.0, now - snapshot.taken_at), 3)
                 state.append(Sample("nvidia_gpu_snapshot_age_seconds", "", age))
             # who the GPU is stays on the page while it is down: alerts join the name from there
-            page += [record.text.render(state), record.failure_lines, snapshot.lines or record.identity]
+            samples = snapshot.samples or record.identity
+            page += [record.text.render(state), record.failure_lines, record.text.render(samples)]
             if record.xids:
                 page.append(record.xids.lines)
         return page
@@ -164,7 +165,7 @@ class GpuMonitor:
             reason = self._gpu_reason()
         else:
             return snapshot
-        return replace(snapshot, up=False, reason=reason, lines={}, values={})
+        return replace(snapshot, up=False, reason=reason, samples=(), values={})
 
     def _hangs(self, record: GpuRecord, now: float) -> bool:
         started = record.worker.cycle_started if record.worker else None
@@ -175,10 +176,11 @@ class GpuMonitor:
         return reason if reason in GPU_REASONS else "failed"
 
     @staticmethod
-    def _with_xids(record: GpuRecord, snapshot: GpuSnapshot) -> GpuSnapshot:
-        if record.xids is None:
-            return snapshot
-        return replace(snapshot, values={**snapshot.values, **record.xids.values})
+    def _with_values(record: GpuRecord, snapshot: GpuSnapshot) -> GpuSnapshot:
+        values = {(family, labels): value for family, labels, value in snapshot.samples}
+        if record.xids is not None:
+            values |= record.xids.values
+        return replace(snapshot, values=values)
 
     # --- The supervisor ----------------------------------------------------------------------------------------------
 

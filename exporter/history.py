@@ -1,5 +1,6 @@
 """The last minutes of every server and GPU in bounded rings, and the rates and quantiles computed from them."""
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,10 +33,12 @@ class ReadingRing:
     def add(self, reading: Reading) -> None:
         """Take the next reading; one that shows a restart empties the ring, since counters began anew."""
         last = self.last or self._before_gap
-        if last is not None and restarted(last, reading):
+        anew = last is None or restarted(last, reading)
+        if anew and last is not None:
             self.restarts += 1
             self._readings.clear()
-        if last is None or reading.progress != last.progress or not _has_work(reading):
+        unknown = reading.progress is None
+        if anew or unknown or not _has_work(reading) or (last is not None and reading.progress != last.progress):
             self._progressed_at = reading.at
         self._readings.append(reading)
 
@@ -65,9 +68,10 @@ class ReadingRing:
         if len(self._readings) < 2:
             return None
         before, after = value(self._readings[-2]), value(self._readings[-1])
-        if before is None or after is None:
+        seconds = self._readings[-1].at - self._readings[-2].at
+        if before is None or after is None or seconds <= 0:
             return None
-        return (after - before) / (self._readings[-1].at - self._readings[-2].at)
+        return (after - before) / seconds
 
     def increase(self, value: Callable[[Reading], float | None]) -> tuple[float, float] | None:
         """Return (increase, seconds) over the window."""
@@ -109,8 +113,8 @@ class Track:
 
 def restarted(before: Reading, after: Reading) -> bool:
     """Tell whether the server began anew: another start time, or a counter that fell."""
-    if before.start_time is not None and after.start_time is not None:
-        return after.start_time != before.start_time
+    if None not in {before.start_time, after.start_time} and before.start_time != after.start_time:
+        return True
     falls = (
         (before.prompt_tokens, after.prompt_tokens),
         (before.generation_tokens, after.generation_tokens),
@@ -122,15 +126,21 @@ def restarted(before: Reading, after: Reading) -> bool:
 def bucket_quantile(q: float, bounds: Sequence[float], counts: Sequence[float]) -> float | None:
     """Return a quantile by linear interpolation inside its bucket, as PromQL's histogram_quantile does.
 
-    Above the last finite bound that bound is returned. None without observations.
+    Counts are cumulative; where they fall (rows that were read at different moments) the higher one counts. Above the
+    last finite bound that bound is returned. None without observations and without a bucket for all of them.
     """
-    total = counts[-1] if counts else 0.0
+    if len(bounds) < 2 or bounds[-1] != math.inf:
+        return None
+    counts = list(itertools.accumulate(counts, max))
+    total = counts[-1]
     if total <= 0:
         return None
     rank = q * total
     index = next(i for i, count in enumerate(counts) if count >= rank)
-    if math.isinf(bounds[index]):
-        return bounds[index - 1] if index else None
+    if index == len(bounds) - 1:
+        return bounds[-2]
+    if index == 0 and bounds[0] <= 0:
+        return bounds[0]
     lower, below = (bounds[index - 1], counts[index - 1]) if index else (0.0, 0.0)
     inside = counts[index] - below
     return lower + (bounds[index] - lower) * ((rank - below) / inside if inside else 1.0)

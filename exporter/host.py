@@ -170,7 +170,7 @@ class Host:
         procfs: str = "/proc",
         sysfs: Path = Path("/sys"),
         node_exporter: str = NODE_EXPORTER,
-        interval: float = 5.0,
+        interval: float = 10.0,
     ) -> None:
         self._mode = mode
         self._roots = _Roots(procfs, sysfs)

@@ -94,7 +94,7 @@ class HttpServer:
         self._server = await asyncio.start_server(self._accept, self._host, self.port, limit=_READ_BYTES)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    async def close(self, grace: float = 5.0) -> None:
+    async def close(self, grace: float = 10.0) -> None:
         """Stop accepting, let requests in flight finish within `grace` seconds, end the rest."""
         if self._server is not None:
             self._server.close()
@@ -217,13 +217,12 @@ class HttpServer:
             "x-content-type-options": "nosniff",
             **{name.lower(): value for name, value in response.headers},
         }
-        start = http.send(h11.Response(status_code=response.status, headers=list(headers.items())))
-        assert start is not None
-        writer.write(start)
+        parts = [http.send(h11.Response(status_code=response.status, headers=list(headers.items())))]
         if not head:
-            writer.write(http.send(h11.Data(data=response.body)) or b"")
+            parts.append(http.send(h11.Data(data=response.body)))
         with contextlib.suppress(h11.LocalProtocolError):  # HEAD: h11 knows that no body follows
-            writer.write(http.send(h11.EndOfMessage()) or b"")
+            parts.append(http.send(h11.EndOfMessage()))
+        writer.write(b"".join(filter(None, parts)))  # one packet where it fits
         try:
             async with asyncio.timeout(self._limits.write_seconds):
                 writer.transport.set_write_buffer_limits(high=0)

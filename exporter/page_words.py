@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -67,6 +68,18 @@ def engine_notes(engine: Row, interval: float) -> list[dict[str, Any]]:
     if engine["preemptions_per_second"]:
         notes.append({"level": "note", "words": _PREEMPTED, "at": None})
     return notes
+
+
+def engine_past(ranks: int, restarts: int) -> str:
+    """Return how a server is built and how often it began anew while we looked."""
+    words = [f"{ranks} data parallel ranks"] if ranks > 1 else []
+    words += [f"{restarts} restart{'' if restarts == 1 else 's'} seen"] if restarts else []
+    return ", ".join(words)
+
+
+def gpu_models(names: Iterable[str]) -> str:
+    """Return how many GPUs of which model there are."""
+    return ", ".join(f"{count} \N{MULTIPLICATION SIGN} {name}" for name, count in Counter(names).items())
 
 
 def index_ranges(indices: Iterable[int]) -> str:

@@ -474,7 +474,7 @@ class Placement:
         proc: Path = PROC,
         kubelet: Path | None = KUBELET_SOCKET,
         pod_logs: Path = POD_LOGS,
-        pause: float = 3.0,
+        pause: float = 5.0,
         backstop: float = 120.0,
     ) -> None:
         self._proc = proc

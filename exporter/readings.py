@@ -1,5 +1,6 @@
 """The few numbers that health and the live page need, scanned out of a server's page."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from .exposition import ServerPage
 
 _LINE: Final = re.compile(rb"(?m)^([^{\n]*)\{([^\n]*)\} (\S+)")
 _LABEL: Final = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*(?:\\.[^"\\\n]*)*)"')
+_TOKENS: Final = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 _START_TIME: Final = re.compile(rb"(?m)^process_start_time_seconds (\S+)")
 
 
@@ -28,7 +30,7 @@ class Reading:
         at: monotonic time of the fetch, in seconds.
         pairs: (engine, model_name) rows, sorted.
         kv_cache_ratio: the fullest engine's share.
-        progress: a number that moves whenever the engine works: steps, else tokens.
+        progress: a number that moves whenever the engine works: steps and tokens.
         start_time: Unix time at which the API process started (single-process servers only).
     """
 
@@ -58,11 +60,11 @@ def read(page: ServerPage, raw: bytes, at: float) -> Reading:
         return reduce(values) if values else None
 
     started = _START_TIME.search(raw)
-    steps = [value for name, _, value in _samples(page, "vllm:iteration_tokens_total") if name.endswith(b"_count")]
-    tokens = (total("vllm:prompt_tokens_total") or 0.0) + (total("vllm:generation_tokens_total") or 0.0)
+    moving = [value for name, _, value in _samples(page, "vllm:iteration_tokens_total") if name.endswith(b"_count")]
+    moving += [value for family in _TOKENS for _, _, value in _samples(page, family)]
     return Reading(
         at=at,
-        kind="sglang" if b"\n# TYPE sglang:" in raw else "vllm" if b"\n# TYPE vllm:" in raw else "unknown",
+        kind="sglang" if b"# TYPE sglang:" in raw else "vllm" if b"# TYPE vllm:" in raw else "unknown",
         pairs=_pairs(page),
         running=total("vllm:num_requests_running"),
         waiting=total("vllm:num_requests_waiting"),
@@ -77,8 +79,8 @@ def read(page: ServerPage, raw: bytes, at: float) -> Reading:
         # per request where the engine has it (0.11 on), else gap by gap
         tpot=_histogram(page, "vllm:request_time_per_output_token_seconds")
         or _histogram(page, "vllm:inter_token_latency_seconds"),
-        progress=sum(steps) + tokens if steps or tokens else None,
-        start_time=float(started[1]) if started else None,
+        progress=sum(moving) if moving else None,
+        start_time=_finite(started[1]) if started else None,
     )
 
 
@@ -86,8 +88,19 @@ def _samples(page: ServerPage, family: str) -> Iterator[tuple[bytes, dict[str, s
     found = page.families.get(family.encode())
     if found is None:
         return
-    for name, labels, value in _LINE.findall(found.lines):
-        yield name, {k.decode(): v.decode() for k, v in _LABEL.findall(labels)}, float(value)
+    for name, labels, text in _LINE.findall(found.lines):
+        value = _finite(text)
+        if value is not None:
+            yield name, {k.decode(): v.decode() for k, v in _LABEL.findall(labels)}, value
+
+
+def _finite(text: bytes) -> float | None:
+    """Return the number, None for what says nothing: NaN, infinity or no number at all."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _pairs(page: ServerPage) -> tuple[tuple[str, str], ...]:
@@ -102,9 +115,10 @@ def _histogram(page: ServerPage, family: str) -> Histogram | None:
     counts: dict[float, float] = {}
     for name, labels, value in _samples(page, family):
         if name.endswith(b"_bucket") and "le" in labels:
-            bound = float(labels["le"])
-            counts[bound] = counts.get(bound, 0.0) + value
-    if not counts:
-        return None
+            bound = math.inf if labels["le"] == "+Inf" else _finite(labels["le"].encode())
+            if bound is not None:
+                counts[bound] = counts.get(bound, 0.0) + value
+    if math.inf not in counts:
+        return None  # without the last bucket nobody knows how many there were
     bounds = tuple(sorted(counts))
     return Histogram(bounds, tuple(counts[bound] for bound in bounds))

@@ -16,6 +16,11 @@ from .http_server import Request, Response
 from .sidecar import Sidecar
 from .web_config import WebConfig
 
+try:  # the same interface at a fifth of the cost
+    from isal import isal_zlib as deflate
+except ImportError:  # no wheel for this processor
+    import zlib as deflate  # type: ignore[no-redef]
+
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MARGIN_SECONDS: Final = 0.5  # what we need ourselves of the scraper's patience
 _MAX_TIMEOUT: Final = 60.0
@@ -168,9 +173,9 @@ def _accepts_gzip(accept: str) -> bool:
 
 
 def _gzip(body: bytes) -> bytes:
-    # level 1: four times the speed of the default for a tenth more bytes on these pages
-    compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-    return compressor.compress(body) + compressor.flush()
+    compressor = deflate.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    compressed: bytes = compressor.compress(body) + compressor.flush()
+    return compressed
 
 
 def _read(name: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..vocabulary import OURS
 
@@ -45,16 +45,19 @@ def render(samples: Iterable[Sample]) -> dict[str, bytes]:
     return {family: "".join(part).encode() for family, part in lines.items()}
 
 
-def header(family: str) -> bytes:
-    """Return HELP and TYPE of one of our own families."""
-    metric = OURS[family]
-    return f"# HELP {family} {metric.help}\n# TYPE {family} {metric.kind}\n".encode()
+# HELP and TYPE of our own families, in vocabulary order
+_HEADERS: Final = {
+    name: f"# HELP {name} {metric.help}\n# TYPE {name} {metric.kind}\n".encode() for name, metric in OURS.items()
+}
 
 
 def page(families: Iterable[Mapping[str, bytes]]) -> bytes:
     """Return several renderings as one page: each of our families once, in vocabulary order."""
-    blocks: dict[str, list[bytes]] = defaultdict(list)
+    blocks: dict[str, list[bytes]] = {}
     for rendering in families:
         for family, lines in rendering.items():
-            blocks[family].append(lines)
-    return b"".join(header(family) + b"".join(blocks[family]) for family in OURS if family in blocks)
+            if family in blocks:
+                blocks[family].append(lines)
+            else:
+                blocks[family] = [_HEADERS[family], lines]
+    return b"".join([part for family in _HEADERS if family in blocks for part in blocks[family]])

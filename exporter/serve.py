@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -32,6 +33,8 @@ async def running(settings: Settings, sidecar: Sidecar) -> AsyncIterator[str]:
         raise ConfigError(f"listen: expected a free address, found {settings.listen}: {error.strerror}") from error
     try:
         await sidecar.start()
+        gc.collect()
+        gc.freeze()  # what is here now stays for good: the collector need not walk it again at every turn
         host = settings.listen.host
         shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host
         yield f"{'https' if web.tls() else 'http'}://{shown}:{server.port}"

@@ -12,7 +12,17 @@ from .gpu_types import GpuSnapshot
 from .gpu_xids import TOTAL as XID_TOTAL
 from .health import Verdict, engine_verdict, gpu_verdict, last_xids
 from .history import ReadingRing, Track
-from .page_words import engine_notes, engine_state, gpu_level, gpu_notes, index_ranges, throttles, verdict
+from .page_words import (
+    engine_notes,
+    engine_past,
+    engine_state,
+    gpu_level,
+    gpu_models,
+    gpu_notes,
+    index_ranges,
+    throttles,
+    verdict,
+)
 from .placement import Placed
 from .xid import XIDS
 
@@ -71,6 +81,7 @@ def vitals(
         "scene": scene,
         "messages": messages(gpu_reason, engines),
         "verdict": verdict(engine_rows, gpu_rows),
+        "gpu_models": gpu_models(gpu.name for gpu in gpus),
         "engines": engine_rows,
         "gpus": gpu_rows,
     }
@@ -145,6 +156,7 @@ def _engine(
         "models": sorted({model for _, model in last.pairs if model}) if last else [],
         "engines": sorted({index for index, _ in last.pairs}) if last else [],
         "restarts": ring.restarts,
+        "past": engine_past(len({index for index, _ in last.pairs}) if last else 0, ring.restarts),
         "running": last.running if last else None,
         "waiting": last.waiting if last else None,
         "kv_cache_ratio": last.kv_cache_ratio if last else None,

@@ -1,33 +1,34 @@
-// The live page: asks api/vitals every two seconds and updates the document in place.
-// Nobody vouches for names that engines tell: data reaches the document as text, never as markup.
+// The live page: asks api/vitals and updates the document in place. Nobody vouches for the names in it:
+// data becomes text, never markup.
 
 const POLL_MS = 2000;
 const DEADLINE_MS = 5000;
 const SPAN_SECONDS = 600;
-const MARKS = 8; // engine colours in vitals.css; beyond them the letter tells engines apart
-const MOST_PROBLEMS = 6;
+const MARKS = 6; // colours in vitals.css; beyond them the letter tells engines apart
 
 const $ = (id) => document.getElementById(id);
 
-// ---- values as [number, unit]
+// values as [number, unit]
 
 const digits = [0, 1, 2].map((n) => new Intl.NumberFormat("en", { minimumFractionDigits: n, maximumFractionDigits: n }));
 const fixed = (v, n = 0) => digits[n].format(v);
 const brief = (v) => fixed(v, v && v < 9.95 ? 1 : 0);
 const three = (v) => fixed(v, v >= 99.95 ? 0 : v >= 9.995 ? 1 : 2);
 
-const count = (v) => [fixed(v), ""];
-const percent = (v) => [brief(100 * v), "%"];
-const wholePercent = (v) => [fixed(100 * v), "%"];
-const seconds = (v) => (v >= 0.9995 ? [three(v), "s"] : [brief(1000 * v), "ms"]);
-const tokens = (v) => [brief(v), "tok/s"];
-const perSecond = (v) => [brief(v), "/s"];
-const perMinute = (v) => [brief(60 * v), "/min"];
-const joules = (v) => [three(v), "J/token"];
-const watts = (v) => [fixed(v), "W"];
-const celsius = (v) => [fixed(v), "°C"];
-const gibibytes = (v) => [fixed(v / 2 ** 30, 1), "GiB"];
-const joined = (parts) => parts.filter(Boolean).join("\u00a0");
+const unit = (format, symbol, factor = 1) => (v) => [format(v * factor), symbol];
+const count = unit(fixed, "");
+const percent = unit(brief, "%", 100);
+const busy = unit(fixed, "%", 100);
+const seconds = (v) => (v < 0.9995 ? [brief(1000 * v), "ms"] : [three(v), "s"]);
+const tokens = unit(brief, "tok/s");
+const perSecond = unit(brief, "/s");
+const perMinute = unit(brief, "/min", 60);
+const joules = unit(three, "J/token");
+const watts = unit(fixed, "W");
+const celsius = unit(fixed, "°C");
+const gibibytes = (v) => fixed(v / 2 ** 30, 1);
+const memory = (v, gpu) => [gibibytes(v), gpu.memory_total_bytes ? `of ${gibibytes(gpu.memory_total_bytes)} GiB` : "GiB"];
+const joined = ([number, symbol]) => number + (symbol && `\u00a0${symbol}`);
 
 function ago(age) {
   const s = Math.max(0, Math.round(age));
@@ -35,37 +36,34 @@ function ago(age) {
   return s < 5400 ? `${Math.round(s / 60)} min ago` : `${Math.round(s / 3600)} h ago`;
 }
 
-// ---- what an engine's row and a GPU's tile show
+// what an engine's row and a GPU's tile show
 
-const missing = (words) => (e) => (e.finished_per_second === null ? "the second reading is still to come" : words);
+const missing = (words) => (e) => (e.finished_per_second === null ? "needs a second reading" : words);
 const untold = missing("the engine does not tell");
 const quantiles = (of) => ["p50", "p95", "p99"].map((q) => [`${of}.${q}`, seconds, q, missing("no requests in the last minute")]);
-const noEnergy = (e) => {
-  if (!e.gpus.length) return "no GPU is known for this engine";
-  return missing(e.generation_tokens_per_second ? "a GPU is shared or reports no energy" : "no tokens in the last minute")(e);
-};
-
-// name, explanation, figures [key, format, caption, why it is missing], lines [track, format, name], top of their scale
-const ENGINE = [
-  ["Requests", "", [["running", count, "running", untold], ["waiting", count, "waiting", untold], ["finished_per_second", perSecond, "finished", untold]],
-    [["running", count, "running"], ["waiting", count, "waiting"]]],
-  ["TTFT", "time to first token", quantiles("ttft_seconds"), [["ttft_p95_seconds", seconds, "p95"]]],
-  ["TPOT", "time per output token", quantiles("tpot_seconds"), [["tpot_p95_seconds", seconds, "p95"]]],
-  ["Input", "", [["prompt_tokens_per_second", tokens, "prompt tokens", untold]], [["prompt_tokens_per_second", tokens]]],
-  ["Output", "", [["generation_tokens_per_second", tokens, "tokens", untold], ["joules_per_output_token", joules, "energy", noEnergy]],
-    [["generation_tokens_per_second", tokens]]],
-  ["KV cache", "", [["kv_cache_ratio", percent, "used", untold], ["prefix_hit_ratio", percent, "prefix hits", missing("no prefix looked up in the last minute")],
-    ["preemptions_per_second", perMinute, "preempted", untold]], [["kv_cache_ratio", percent]], () => 1],
-];
+const noPrefix = missing("no prefix lookups in the last minute");
 const unread = () => "this GPU does not report it";
+const noEnergy = missing("needs tokens in the last minute, and GPUs of its own that report energy");
+
+// name, top of the lines (a number, a key, 0: their maximum), figures [key, format, caption, why it is missing],
+// lines [key, format, name] when they show something else than the first figure
+const ENGINE = [
+  ["Requests", 0, [["running", count, "running"], ["waiting", count, "waiting"], ["finished_per_second", perSecond, "finished"]],
+    [["running", count, "running"], ["waiting", count, "waiting"]]],
+  ["TTFT", 0, quantiles("ttft_seconds"), [["ttft_p95_seconds", seconds, "p95"]]],
+  ["TPOT", 0, quantiles("tpot_seconds"), [["tpot_p95_seconds", seconds, "p95"]]],
+  ["Input", 0, [["prompt_tokens_per_second", tokens, "prompt tokens"]]],
+  ["Output", 0, [["generation_tokens_per_second", tokens, "tokens"], ["joules_per_output_token", joules, "energy", noEnergy]]],
+  ["KV cache", 1, [["kv_cache_ratio", percent, "used"], ["prefix_hit_ratio", percent, "prefix hits", noPrefix], ["preemptions_per_second", perMinute, "preempted"]]],
+];
 const GPU = [
-  ["Util", "", [["utilization_ratio", wholePercent, "", unread, ["SMs active", "sm_active_ratio"]]], [["utilization_ratio", wholePercent]], () => 1],
-  ["Power", "", [["power_watts", watts, "", unread, ["limit", "power_limit_watts"]]], [["power_watts", watts]], (gpu) => gpu.power_limit_watts],
-  ["Temp", "", [["temperature_celsius", celsius, "", unread, ["memory", "memory_temperature_celsius"]]], [["temperature_celsius", celsius]], () => 100],
-  ["Memory", "", [["memory_used_bytes", gibibytes, "", unread]]],
+  ["Util", 1, [["utilization_ratio", busy, "", unread]]],
+  ["Power", "power_limit_watts", [["power_watts", watts, "", unread]]],
+  ["Temp", 100, [["temperature_celsius", celsius, "", unread]]],
+  ["Memory", 0, [["memory_used_bytes", memory, "", unread]], []],
 ];
 
-// ---- the document
+// the document
 
 function make(name, className, ...children) {
   const node = document.createElement(name);
@@ -100,18 +98,18 @@ function clone(id) {
 }
 
 /** A number with its unit; what is missing is a dash that says why. */
-function figure([key, format, caption, why, also]) {
+function figure([key, format, caption, why = untold]) {
   const number = make("b");
-  const unit = make("small");
-  const node = make("span", "figure", number, unit);
+  const rest = make("small");
+  const node = make("span", "figure", number, rest);
   if (caption) node.append(make("span", "caption", caption));
   const show = (item, data, down) => {
     const value = key.split(".").reduce((of, name) => of[name], item);
-    const reason = value === null && (down || why(item));
-    const [words, symbol] = reason ? ["–", ""] : format(value);
+    const reason = value == null && (down || why(item));
+    const [words, symbol] = reason ? ["–", ""] : format(value, item);
     text(number, words);
-    text(unit, symbol && `\u00a0${symbol}`);
-    set(node, "title", reason || (also && item[also[1]] !== null && `${also[0]} ${joined(format(item[also[1]]))}`));
+    text(rest, symbol && `\u00a0${symbol}`);
+    set(node, "title", reason);
     set(number, "role", reason && "img");
     set(number, "aria-label", reason);
   };
@@ -119,67 +117,65 @@ function figure([key, format, caption, why, also]) {
 }
 
 /** Lines over the last ten minutes that start at zero; what is missing is a gap. */
-function sparkline(tracks, scale) {
-  const draw = (name) => document.createElementNS("http://www.w3.org/2000/svg", name);
-  const svg = draw("svg");
-  set(svg, "viewBox", "0 0 100 30");
-  set(svg, "preserveAspectRatio", "none");
-  set(svg, "role", "img");
-  const paths = Object.fromEntries(["area", "line", "dot", "second"].map((name) => [name, svg.appendChild(draw("path"))]));
-  for (const name in paths) set(paths[name], "class", name);
-  const range = make("span", "range");
-  const node = make("span", "spark", svg, range);
+function sparkline(tracks, limit) {
+  const { node, svg, area, line, dot, second, range } = clone("spark");
   const show = (item, data) => {
-    if (node.closest("[data-density=micro]")) return; // not shown there
+    if (node.closest(".micro")) return; // not shown there
     const sets = tracks.map(([track]) => item.history[track] ?? []);
     const seen = sets.map((points) => points.filter((v) => v !== null));
-    const top = scale?.(item) ?? (Math.max(...seen.flat(), 0) || 1);
+    const top = item[limit] ?? (Number(limit) || Math.max(...seen.flat()) || 1);
     const step = 99 / Math.max(1, SPAN_SECONDS / data.interval_seconds - 1);
     sets.forEach((points, which) => {
-      let [line, area] = ["", ""];
+      let [stroke, fill] = ["", ""];
       const at = points.map((v, i) => v !== null && `${(99.5 - (points.length - 1 - i) * step).toFixed(1)} ${(28.5 - 27 * Math.min(1, v / top)).toFixed(1)}`);
       at.forEach((point, i) => {
         if (!point) return;
-        line += (at[i - 1] ? "L" : "M") + point + (at[i - 1] || at[i + 1] ? "" : "h.1");
-        area += (at[i - 1] ? "L" : `M${point.split(" ")[0]} 30L`) + point + (at[i + 1] ? "" : "V30Z");
+        stroke += (at[i - 1] ? "L" : "M") + point + (at[i - 1] || at[i + 1] ? "" : "h.1");
+        fill += (at[i - 1] ? "L" : `M${point.split(" ")[0]} 30L`) + point + (at[i + 1] ? "" : "V30Z");
       });
-      if (which) return set(paths.second, "d", line);
-      set(paths.line, "d", line);
-      set(paths.area, "d", area);
-      set(paths.dot, "d", at.at(-1) && `M${at.at(-1)}h.01`);
+      if (which) return set(second, "d", Math.max(...seen[1]) > 0 && stroke);
+      set(line, "d", stroke);
+      set(area, "d", fill);
+      set(dot, "d", at.at(-1) && `M${at.at(-1)}h.01`);
     });
-    const words = tracks.map(([, format, name = ""], i) => {
+    const words = tracks.map(([, format, name], i) => {
       if (!seen[i].length) return "";
       const [low, high] = [Math.min, Math.max].map((pick) => format(pick(...seen[i])));
       return `${name} ${low[1] === high[1] ? low[0] : joined(low)}–${joined(high)}`.trim();
     }).filter(Boolean).join(", ");
     text(range, words);
-    for (const [of, name] of [[svg, "aria-label"], [node, "title"]]) set(of, name, `last 10 minutes: ${words || "nothing yet"}`);
+    set(svg, "aria-label", `last 10 minutes: ${words || "nothing yet"}`);
+    set(node, "title", svg.getAttribute("aria-label"));
   };
   return { node, show };
 }
 
 function build(template, table) {
   const row = clone(template);
-  row.parts = table.flatMap(([name, title, figures, lines, scale]) => {
+  row.parts = table.flatMap(([name, limit, figures, lines = [[...figures[0].slice(0, 2), ""]]]) => {
     const shown = figures.map(figure);
-    const spark = lines && sparkline(lines, scale);
-    const cell = make("div", "", make("dt", "", name), make("dd", "", ...shown.map((part) => part.node)), ...(lines ? [make("dd", "", spark.node)] : []));
-    set(cell.firstChild, "title", title);
-    row.cells.append(cell);
-    return lines ? [...shown, spark] : shown;
+    const drawn = lines.length ? [sparkline(lines, limit)] : [];
+    const nodes = [shown, drawn].map((parts) => make("dd", "", ...parts.map((part) => part.node)));
+    row.cells.append(make("div", "", make("dt", "", name), ...nodes));
+    return [...shown, ...drawn];
   });
   return row;
 }
 
 const signed = (name) => () => ({ node: make("li", "", make("i", "sign"), make(name), make("span")) });
 
+function judge(node, level) {
+  node.dataset.level = level;
+  node.classList.toggle("bad", level === "critical" || level === "warning");
+}
+
 function fill(row, item, down, data) {
-  row.node.dataset.level = item.level;
+  judge(row.node, item.level);
   for (const part of row.parts) part.show(item, data, down);
   sync(row.notes, item.notes, (_, i) => i, signed("span"), ({ node }, note) => {
-    node.dataset.level = note.level;
+    judge(node, note.level);
     text(node.lastChild, note.words + (note.at ? `, ${ago(data.time - note.at)}` : ""));
+    set(node, "title", node.lastChild.textContent);
   });
 }
 
@@ -188,15 +184,14 @@ const tags = new Map(); // server -> letter and colour, for as long as the page 
 function tagOf(server) {
   const n = tags.size;
   if (!tags.has(server)) {
-    const letter = String.fromCharCode(65 + (n % 26));
-    tags.set(server, { id: `engine-${n}`, mark: `m${n % MARKS}`, letter: n < 26 ? letter : String.fromCharCode(64 + n / 26) + letter });
+    const letter = String.fromCharCode(65 + (n % 26)) + (n < 26 ? "" : Math.floor(n / 26));
+    tags.set(server, { id: `engine-${n}`, mark: `m${n % MARKS}`, letter });
   }
   return tags.get(server);
 }
 
 function tagButton(button, server) {
   const { letter, mark } = tagOf(server);
-  button.type = "button";
   button.className = `tag ${mark}`;
   button.dataset.pin = button.title = server;
   button.prepend(make("b", "", letter));
@@ -224,8 +219,7 @@ function showEngine(row, e, data) {
   text(row.state, e.state);
   text(row.seats, e.gpu_indices ? `on GPU ${e.gpu_indices}` : data.gpus.length ? "GPU not known" : "");
   set(row.seats, "title", e.gpu_indices && `source: ${e.gpu_source}`);
-  const past = [e.engines.length > 1 && `${e.engines.length} data parallel ranks`, e.restarts && `restarts seen: ${e.restarts}`];
-  text(row.past, past.filter(Boolean).join(", "));
+  text(row.past, e.past);
   fill(row, e, !e.up && "the engine is down", data);
 }
 
@@ -234,10 +228,8 @@ const gpuId = (gpu) => `gpu-${gpu.uuid}`;
 function gpuTile(gpu) {
   const tile = build("gpu-tile", GPU);
   tile.node.id = gpuId(gpu);
-  tile.bar = make("i");
-  tile.total = make("small");
-  tile.cells.lastChild.append(make("dd", "bar", tile.bar));
-  tile.cells.lastChild.children[1].append(tile.total);
+  tile.bar = make("i", "bar");
+  tile.cells.lastChild.lastChild.append(tile.bar);
   return tile;
 }
 
@@ -252,11 +244,10 @@ function showGpu(tile, gpu, data) {
   }));
   fill(tile, gpu, !gpu.up && "this GPU cannot be read", data);
   const total = gpu.memory_total_bytes;
-  text(tile.total, total ? `of ${gibibytes(total)[0]}` : "");
-  tile.bar.style.width = `${total ? (100 * gpu.memory_used_bytes) / total : 0}%`;
+  tile.bar.style.backgroundSize = `${total ? (100 * gpu.memory_used_bytes) / total : 0}%`;
 }
 
-// ---- one update
+// one update
 
 const narrow = matchMedia("(max-width: 600px)");
 let latest = null;
@@ -264,49 +255,34 @@ let latestAt = 0;
 
 function render(data) {
   const { engines, gpus, verdict, messages } = data;
-  $("engines").dataset.density = engines.length > 16 ? "micro" : engines.length > 3 ? "dense" : "roomy";
-  $("gpus").dataset.density = gpus.length > 32 ? "micro" : gpus.length > 8 || narrow.matches ? "dense" : "roomy";
+  $("engines").className = engines.length > 16 ? "dense micro" : engines.length > 3 ? "dense" : "";
+  $("gpus").className = gpus.length > 32 ? "dense micro" : gpus.length > 8 || narrow.matches ? "dense" : "";
   $("engines").hidden = $("gpus").hidden = false;
   engines.forEach((e) => tagOf(e.server)); // letters go by the order of engines, not of GPUs
-  $("verdict").dataset.level = verdict.level;
-  text($("headline"), verdict.words);
+  say(verdict.level, verdict.words);
   text($("totals"), verdict.totals);
-  document.title = ({ critical: "!! ", warning: "! " }[verdict.level] ?? "") + verdict.words;
-  const problems = verdict.problems.slice(0, MOST_PROBLEMS);
-  const more = verdict.problems.length - problems.length;
-  if (more) problems.push({ level: "note", words: `and ${more} more` });
-  sync($("problems"), problems, (p) => `${p.server}/${p.uuid}`, signed("a"), ({ node }, p) => {
-    node.dataset.level = p.level;
-    set(node.children[1], "href", p.who && `#${p.server ? tagOf(p.server).id : gpuId(p)}`);
-    text(node.children[1], p.who ?? "");
-    text(node.lastChild, p.words);
+  sync($("problems"), verdict.problems, (p) => p.who, signed("a"), ({ node }, p) => {
+    const [, anchor, words] = node.children;
+    judge(node, p.level);
+    set(anchor, "href", `#${p.server ? tagOf(p.server).id : gpuId(p)}`);
+    text(anchor, p.who);
+    text(words, p.words);
   });
-  $("scene").hidden = !data.scene;
-  text($("scene"), `simulated: scene ${data.scene}`);
+  text($("scene"), data.scene && `simulated: scene ${data.scene}`);
   // what is said about engines comes last, and only when there is none
-  empty($("no-engine"), engines.length ? "" : messages.at(-1));
-  empty($("no-gpu"), messages.slice(0, engines.length ? undefined : -1).join(" "));
+  text($("no-engine"), engines.length ? "" : messages.at(-1));
+  text($("no-gpu"), messages.slice(0, engines.length ? undefined : -1).join(" "));
   sync($("engine-list"), engines, (e) => `${e.server} ${e.url}`, engineRow, (row, e) => showEngine(row, e, data));
   sync($("gpu-list"), gpus, gpuId, gpuTile, (tile, gpu) => showGpu(tile, gpu, data));
-  const kinds = Object.entries(Object.groupBy(gpus, (gpu) => gpu.name));
-  text($("kinds"), kinds.map(([name, all]) => `${all.length} × ${name}`).join(", "));
+  text($("kinds"), data.gpu_models);
   text($("version"), `vllm-vitals ${data.version}`);
   highlight();
 }
 
-function empty(node, words) {
-  node.hidden = !words;
-  if (node.textContent === words) return;
-  const parts = words.split(/(vllm-vitals [a-z]+(?: --[a-z]+)?(?: https?:[^\s,]+)?)/);
-  node.replaceChildren(...parts.map((part, i) => (i % 2 ? make("code", "", part) : part)));
-}
-
-function lost(words) {
-  document.body.classList.toggle("lost", Boolean(words));
-  if (!words) return;
-  $("verdict").dataset.level = "lost";
+function say(level, words) {
+  judge($("verdict"), level);
   text($("headline"), words);
-  document.title = `? ${words}`;
+  document.title = words;
 }
 
 const showAge = () => text($("age"), latest ? `last update ${ago((performance.now() - latestAt) / 1000)}` : "");
@@ -327,11 +303,11 @@ async function ask() {
   } catch {} // the default says it
   asking = false;
   if (!document.hidden) timer = setTimeout(ask, POLL_MS);
-  lost(data ? "" : failure);
+  document.body.classList.toggle("lost", !data);
   if (data) {
     [latest, latestAt] = [data, performance.now()];
     render(data);
-  }
+  } else say("critical", failure);
   showAge();
 }
 
@@ -339,7 +315,7 @@ document.addEventListener("visibilitychange", () => (document.hidden ? clearTime
 narrow.addEventListener("change", () => latest && render(latest));
 setInterval(showAge, 1000);
 
-// ---- which engine sits on which GPU: hover or focus shows it, the letter keeps it shown
+// which engine sits on which GPU: hover or focus shows it, the letter keeps it shown
 
 let hovered = null;
 let pinned = null;
@@ -352,7 +328,6 @@ function highlight() {
 }
 
 function hover(event) {
-  if (event.pointerType === "touch") return; // a tap on the letter does it
   hovered = event.target.closest?.(".engine, .gpu")?.servers ?? null;
   highlight();
 }
@@ -369,10 +344,14 @@ document.addEventListener("click", (event) => {
 });
 document.addEventListener("keydown", (event) => event.key === "Escape" && pin(null));
 
-// ---- theme
+// theme
 
 const THEMES = ["auto", "light", "dark"];
 let theme = 0;
+let kept = {};
+try {
+  kept = localStorage;
+} catch {} // switched off: a choice lasts as long as the page
 
 function wear(index) {
   theme = Math.max(0, index);
@@ -380,17 +359,11 @@ function wear(index) {
   text($("theme"), `Theme: ${THEMES[theme]}`);
 }
 
-try {
-  wear(THEMES.indexOf(localStorage.theme));
-} catch {
-  wear(0); // storage is switched off
-}
+wear(THEMES.indexOf(kept.theme));
 $("theme").addEventListener("click", () => {
   wear((theme + 1) % THEMES.length);
-  try {
-    localStorage.theme = THEMES[theme];
-  } catch {} // then it lasts as long as the page
+  kept.theme = THEMES[theme];
 });
 
-$("columns").append(...ENGINE.map(([name]) => make("span", "", name)));
+$("columns").append(...ENGINE.map(([name, , figures]) => make("span", "", name, make("br"), figures.map((f) => f[2]).join(" / "))));
 ask();

@@ -381,7 +381,7 @@ def test_a_lost_gpu_takes_only_itself_down_and_comes_back(driver, caplog):
         wait_until(lambda: not monitor.snapshots()[3].up)
         lost = monitor.snapshots()[3]
         assert lost.reason == "lost"
-        assert not lost.lines
+        assert not lost.samples
         wait_until(lambda: sum(one.up for one in monitor.snapshots()) == 7)
         text = text_of(monitor)
         assert f'nvidia_gpu_up{{gpu="3",uuid="{lost.uuid}",reason="lost"}} 0' in text
@@ -426,7 +426,7 @@ def test_a_gpu_that_hangs_takes_only_itself_down_and_comes_back_by_itself(driver
         driver.state.hang("nvmlDeviceGetUtilizationRates", 6)
         hung = wait_until(lambda: (one := monitor.snapshots()[6]).reason == "hang" and one)
         assert not hung.up
-        assert not hung.lines
+        assert not hung.samples
         others = [one.taken_at for one in monitor.snapshots() if one.index != 6]
         wait_until(
             lambda: all(

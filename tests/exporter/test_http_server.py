@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from support.http import get
 from support.waiting import wait_for
-
 from vllm_vitals.exporter.http_server import HttpServer, Limits, Request, Response
 
 
@@ -138,7 +137,10 @@ def test_a_small_body_is_read_and_dropped(serve, talk):
 
 def test_a_large_body_is_refused(serve, talk):
     served = serve(body_bytes=1000)
-    for body in (b"Content-Length: 5000\r\n\r\n" + b"x" * 5000, b"Transfer-Encoding: chunked\r\n\r\n7d0\r\n" + b"x" * 2000):
+    for body in (
+        b"Content-Length: 5000\r\n\r\n" + b"x" * 5000,
+        b"Transfer-Encoding: chunked\r\n\r\n7d0\r\n" + b"x" * 2000,
+    ):
         received = answer(talk(served, b"POST / HTTP/1.1\r\nHost: x\r\n" + body))
         assert received.startswith(b"HTTP/1.1 413 ")
     assert served.rejected("body_too_large") == 2

@@ -211,7 +211,8 @@ def test_health_stands_beside_the_metrics():
         finally:
             client.close()
 
-    with FaultyServer(**{"*": faulty.status(503)}) as server:
+    with FaultyServer() as server:
+        server.health = faulty.status(503)
         assert asyncio.run(run(f"{server.url}/proxy/a")) == 503
         assert asyncio.run(run(f"{server.url}/proxy/a/metrics")) == 503
         assert {request.path for request in server.requests} == {"/proxy/a/health"}

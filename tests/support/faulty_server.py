@@ -21,8 +21,9 @@ class Request(NamedTuple):
 class Peer:
     """The other end of one connection, as a behaviour sees it."""
 
-    def __init__(self, channel: socket.socket, stopping: threading.Event):
+    def __init__(self, channel: socket.socket, path: str, stopping: threading.Event):
         self.channel = channel
+        self.path = path
         self._stopping = stopping
 
     def send(self, data: bytes) -> None:
@@ -49,11 +50,13 @@ class FaultyServer:
 
     Attributes:
         requests: what came, oldest first.
+        health: answers /name/health; None leaves it to the behaviour of the name.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None, **behaviours: Behaviour):
         self.behaviours = behaviours
         self.requests: list[Request] = []
+        self.health: Behaviour | None = status(404)
         self.connections = 0
         self._tls = tls
         self._stopping = threading.Event()
@@ -114,7 +117,9 @@ class FaultyServer:
                 self.requests.append(Request(path, headers, number))
                 name = path.split("/")[1]
                 behaviour = self.behaviours.get(name) or self.behaviours.get("*") or status(404)
-                if not behaviour(Peer(channel, self._stopping)):
+                if path.endswith("/health") and self.health is not None:
+                    behaviour = self.health
+                if not behaviour(Peer(channel, path, self._stopping)):
                     break
         with self._lock:
             self._open.discard(channel)
