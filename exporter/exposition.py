@@ -182,6 +182,8 @@ class Relabeler:
             else:
                 lines, help_line = match[2], match[4] or b""
             regular = regular and match is not None
+            if match is None and not plan.targets:
+                self._line_by_line(plan, plan.name, lines, result)  # not for the family itself: for strangers below it
             first, seen = seen, seen + lines.count(b"\n")
             for target, header in plan.targets:
                 if target != plan.name and b"\n# TYPE %b " % target in page:

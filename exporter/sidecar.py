@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ..config import Settings
+from ..config import EngineSettings, Settings
 from .discovery import Finder, ServerList
 from .engine_processes import EngineProcesses
 from .engines import Engine, Fetched
@@ -51,7 +51,7 @@ class Sidecar:
         self.settings = settings
         self._scene = scene
         self._servers = ServerList(settings.engines, settings.discovery, finder)
-        self._engines: dict[tuple[str, str], Engine] = {}
+        self._engines: dict[EngineSettings, Engine] = {}
         self._gpus = _monitor(settings, gpu_source)
         self._placement = Placement(settings.placement.procfs, settings.placement.pod_resources_socket)
         self._engine_processes = EngineProcesses(settings.placement.procfs)
@@ -192,12 +192,12 @@ class Sidecar:
 
     def _take_servers(self) -> None:
         """Open what is new and close what is gone; what stays keeps its connection and history."""
-        wanted = {(settings.server, settings.url): (settings, origin) for settings, origin in self._servers.servers()}
-        for key in self._engines.keys() - wanted.keys():
-            self._engines.pop(key).close()
+        wanted = dict(self._servers.servers())
+        for gone in self._engines.keys() - wanted.keys():
+            self._engines.pop(gone).close()
         known = self._engines
         self._engines = {
-            key: known.get(key)
+            settings: known.get(settings)
             or Engine(
                 settings,
                 origin,
@@ -205,14 +205,14 @@ class Sidecar:
                 max_page_bytes=self.settings.max_page_bytes,
                 sample_interval=self.settings.sample_interval,
             )
-            for key, (settings, origin) in wanted.items()
+            for settings, origin in wanted.items()
         }
 
     async def _observe(self) -> None:
         """Take a reading of everything: for health, placement and the live page."""
         await self._first_discovery.wait()
         interval = self.settings.sample_interval
-        timeout = min(interval, self.settings.scrape_timeout)
+        timeout = self.settings.scrape_timeout
         await asyncio.gather(*(engine.observe(interval, timeout) for engine in self.engines))
         gpus = self.gpu_snapshots()
         for gpu in gpus:

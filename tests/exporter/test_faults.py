@@ -644,8 +644,9 @@ vllm:time_to_first_token_seconds_bucket{le="x"} 1
         assert not values(exporter.page(), "vllm_vitals_part_failures_total")
 
 
-def test_without_a_gpu_library_the_verdict_says_so(run_exporter):
-    exporter = run_exporter(gpus="on")
+def test_without_a_gpu_library_the_verdict_says_so(run_exporter, tmp_path):
+    (tmp_path / "libnvidia-ml.so.1").touch()  # in front of the machine's own, if it has one
+    exporter = run_exporter(gpus="on", env={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(tmp_path)})
     answer = wait_for(
         lambda: (a := exporter.get("/health/gpu")).json["reason"] not in ("", "starting") and a, "the verdict"
     )

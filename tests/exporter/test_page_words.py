@@ -163,7 +163,7 @@ def test_totals_say_when_a_part_is_missing():
 
 
 def test_small_words():
-    assert index_ranges([7, 0, 1, 2, 5]) == "0–2, 5, 7"
+    assert index_ranges([7, 0, 1, 2, 5]) == "0\N{EN DASH}2, 5, 7"
     assert engine_past(2, 1) == "2 data parallel ranks, 1 restart seen"
     assert engine_past(1, 0) == ""
-    assert gpu_models(["H100", "H100", "L4"]) == "2 × H100, 1 × L4"
+    assert gpu_models(["H100", "H100", "L4"]) == "2 \N{MULTIPLICATION SIGN} H100, 1 \N{MULTIPLICATION SIGN} L4"
