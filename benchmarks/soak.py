@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--scrapes 20000]
 
-Eight fake GPUs, host metrics, one engine whose page is real; scrapes over kept-alive and over fresh connections, and the
-live page's data in between. Exit code 1 when the last fifth is above the first by more than noise.
+Eight fake GPUs, host metrics, one engine whose page is real; scrapes over kept-alive and over fresh connections, and
+the live page's data in between. Exit code 1 when the last fifth is above the second by more than noise.
 """
 
 import argparse
