@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from . import __version__
-from .config import OPTIONS, ConfigError, Settings, load, unknown_variables
+from .config import OPTIONS, Settings, load, unknown_variables
 from .demo.scenes import SCENES, Scene
+from .scalars import ConfigError
 
 _SETTINGS_FILES: Final = ("vitals.yaml", "vitals.yml")
 

@@ -11,12 +11,13 @@ from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from .companions import ALERTMANAGER, PROMETHEUS, on_path
-from .config import ConfigError, EngineSettings, Settings
+from .config import EngineSettings, Settings
 from .exporter.gpu_types import GpuError
 from .exporter.host import has_node_exporter
 from .exporter.local_servers import find_local_servers
 from .exporter.page_client import FetchError, PageClient
 from .exporter.web_config import WebConfig
+from .scalars import ConfigError
 
 _NVML_SECONDS: Final = 20.0  # the first call without persistence mode takes seconds
 _FETCH_SECONDS: Final = 5.0

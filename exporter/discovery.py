@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import yaml
 
-from ..config import ConfigError, Discovery, DnsDiscovery, EngineSettings, engine_from_text
+from ..config import Discovery, DnsDiscovery, EngineSettings
+from ..scalars import ConfigError
 
 log = logging.getLogger("vllm_vitals")
 
@@ -113,7 +114,7 @@ def _from_file(path: str) -> list[EngineSettings]:
         name = str(labels.get("server") or labels.get("name") or "")
         for target in group["targets"]:
             text = str(target) if "://" in str(target) else f"{labels.get('__scheme__', 'http')}://{target}"
-            engine = engine_from_text(text, f"{path}: group {number}")
+            engine = EngineSettings.from_scalar(text, f"{path}: group {number}")
             engines.append(
                 EngineSettings(
                     url=engine.url,
@@ -139,6 +140,8 @@ def _from_dns(entry: DnsDiscovery) -> list[EngineSettings]:
     else:
         targets = sorted((str(record.address), entry.port) for record in answer)
     return [
-        engine_from_text(f"{entry.scheme}://{f'[{host}]' if ':' in host else host}:{port}", f"dns {entry.name}")
+        EngineSettings.from_scalar(
+            f"{entry.scheme}://{f'[{host}]' if ':' in host else host}:{port}", f"dns {entry.name}"
+        )
         for host, port in targets
     ]

@@ -12,7 +12,8 @@ from urllib.parse import quote, urlsplit
 
 import h11
 
-from ..config import ConfigError, EngineSettings, Tls
+from ..config import EngineSettings, Tls
+from ..scalars import ConfigError
 from .name_lookup import NameLookup
 
 Reason = Literal[

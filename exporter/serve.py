@@ -7,7 +7,8 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 
-from ..config import ConfigError, Settings
+from ..config import Settings
+from ..scalars import ConfigError
 from .http_server import HttpServer
 from .routes import Routes
 from .sidecar import Sidecar

@@ -17,7 +17,8 @@ from typing import Final, Literal
 
 import bcrypt
 
-from ..config import BcryptHash, ConfigError, HeaderValue, Secret, from_node, read_yaml
+from ..scalars import BcryptHash, ConfigError, HeaderValue, Secret
+from ..typed_yaml import from_node, read_yaml
 
 log = logging.getLogger("vllm_vitals")
 

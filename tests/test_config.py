@@ -7,20 +7,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm_vitals.config import (
-    OPTIONS,
-    Address,
-    BasicAuth,
-    ConfigError,
-    EngineSettings,
-    Secret,
-    Settings,
-    Tls,
-    engine_from_text,
-    from_text,
-    load,
-    unknown_variables,
-)
+from vllm_vitals.config import OPTIONS, BasicAuth, EngineSettings, Settings, Tls, load, unknown_variables
+from vllm_vitals.scalars import Address, ConfigError, Secret, read_scalar
 
 
 @pytest.fixture
@@ -276,7 +264,7 @@ def test_misspelt_variables_are_noticed_and_those_of_kubernetes_are_not():
     ],
 )
 def test_an_engine_in_one_word(text, server, url):
-    engine = engine_from_text(text, "here")
+    engine = EngineSettings.from_scalar(text, "here")
     assert (engine.server, engine.url) == (server, url)
 
 
@@ -290,19 +278,19 @@ def outcome(work):
 
 @given(st.text(max_size=60))
 def test_any_text_is_an_engine_or_a_config_error(text):
-    engine, refusal = outcome(lambda: engine_from_text(text, "here"))
+    engine, refusal = outcome(lambda: EngineSettings.from_scalar(text, "here"))
     if engine is None:
         assert refusal.startswith("here: ")
     else:
         assert re.match(r"https?://[^/@?#]+", engine.url)
-        assert engine_from_text(engine.url, "again").url == engine.url
+        assert EngineSettings.from_scalar(engine.url, "again").url == engine.url
 
 
 @given(st.integers(0, 10**6), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400), ("", 1)]))
 def test_durations(count, unit):
-    from vllm_vitals.config import Seconds
+    from vllm_vitals.scalars import Seconds
 
-    assert from_text(Seconds, f"{count}{unit[0]}", "here") == pytest.approx(count * unit[1])
+    assert read_scalar(Seconds, f"{count}{unit[0]}", "here") == pytest.approx(count * unit[1])
 
 
 KEYS = st.sampled_from(
@@ -333,7 +321,7 @@ def test_every_setting_has_a_reader():
                     check(part)
                 elif isinstance(part, type):
                     with pytest.raises(ConfigError):
-                        from_text(part, "\0", "here") if part not in (str, Path) else from_text(part, "", "here")
+                        read_scalar(part, "\0", "here") if part not in (str, Path) else read_scalar(part, "", "here")
 
     check(Settings)
 

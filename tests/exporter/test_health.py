@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from support import faulty_server as faulty
 from support.faulty_server import FaultyServer, page
-from vllm_vitals.config import EngineSettings, HealthSettings, Ratio, Seconds
+from vllm_vitals.config import EngineSettings, HealthSettings
 from vllm_vitals.exporter.engines import Engine, Fetched
 from vllm_vitals.exporter.exposition import ServerPage
 from vllm_vitals.exporter.gpu_types import GpuSnapshot
@@ -18,6 +18,7 @@ from vllm_vitals.exporter.health import (
 )
 from vllm_vitals.exporter.readings import Reading
 from vllm_vitals.exporter.xid import XIDS
+from vllm_vitals.scalars import Ratio, Seconds
 
 LIMITS = HealthSettings()
 NOW = 1_800_000_000.0
