@@ -18,7 +18,8 @@ from .gpus import GpuMonitor
 from .health import Verdict, engine_verdict, gpu_verdict, is_stalled
 from .history import WINDOW_SECONDS, Track
 from .host import Host
-from .placement import EngineFacts, GpuFacts, Placement
+from .placement import EngineFacts, GpuFacts
+from .placement_thread import Placement
 from .self_metrics import self_samples
 from .series import Sample, label_pairs, page, render
 from .spot import SpotWatcher

@@ -6,7 +6,8 @@ import subprocess
 import time
 
 import pytest
-from vllm_vitals.exporter.placement import EngineFacts, GpuFacts, Here, Placement, Pods, place, samples
+from vllm_vitals.exporter.placement import EngineFacts, GpuFacts, Here, Pods, place, samples
+from vllm_vitals.exporter.placement_thread import Placement
 from vllm_vitals.exporter.pod_resources import PodDevices
 from vllm_vitals.exporter.process_tree import Listener, Process, ProcessTree
 
