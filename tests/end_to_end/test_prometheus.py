@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from support.exposition import families, series
@@ -73,15 +74,19 @@ def test_every_series_of_the_page_is_in_prometheus_and_no_scrape_had_a_bad_sampl
         assert [row["value"][1] for row in query(f'{counter}{{job="itself"}}')] == ["0"], counter
 
 
-def test_the_join_of_the_readme_gives_joules_per_token(scraped):
+def test_the_join_of_the_readme_gives_joules_per_token(scraped, vllm):
     _, query = scraped
-    # the real engine owns no fake GPU, so source is sole-engine: all GPUs are its own
-    joined = query(
-        "sum by (server) (rate(nvidia_gpu_energy_joules_total[20s])"
-        " * on (gpu, uuid) group_left (server) group by (gpu, uuid, server) (vllm_vitals_engine_gpu_info))"
-    )
-    assert len(joined) == 1
-    assert float(joined[0]["value"][1]) > 0
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    expression = re.search(r"```promql\n(.*?)```", readme, re.DOTALL)[1].replace("[5m]", "[20s]")
+
+    def joined():
+        vllm.traffic(2, max_tokens=16)
+        rows = query(expression)
+        return rows if rows and float(rows[0]["value"][1]) not in {0.0, float("inf")} else None
+
+    # no fake GPU says that the real engine is on it, so the sole engine owns all eight
+    (row,) = wait_for(joined, "joules per token", seconds=60)
+    assert 0 < float(row["value"][1]) < 8 * 700 * 60
 
 
 def test_promtool_has_nothing_to_say_about_our_own_series(scraped, prometheus_binaries):
