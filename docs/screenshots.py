@@ -55,7 +55,7 @@ def main() -> None:
         time.sleep(minutes * 60)
         for picture in PICTURES:
             url = urls[picture.scene]
-            wait_for(lambda url=url, words=picture.verdict: words in vitals(url)["verdict"]["words"], picture.verdict)
+            wait_for(lambda url=url: vitals(url)["verdict"]["words"], picture.verdict)
             take(browser, url, picture)
             print(DOCS / picture.file)
 
@@ -72,7 +72,7 @@ def demo(scene: str) -> Iterator[str]:
         subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
     ):
         try:
-            wait_for(lambda: all(engine["up"] for engine in vitals(url)["engines"]), "the demo")
+            wait_for(lambda: vitals(url)["verdict"]["words"], "All well")
             yield url
         finally:
             process.terminate()
@@ -116,15 +116,19 @@ def vitals(url: str) -> Any:
         return json.load(answer)
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Wait until a condition holds, at most one cycle of a scene; raises SystemExit after it."""
+def wait_for(verdict: Callable[[], str], words: str) -> None:
+    """Wait for a verdict, at most one cycle of a scene; raises SystemExit after it."""
     deadline = time.monotonic() + CYCLE_SECONDS
+    last: object = None
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            if condition():
-                return
+        try:
+            last = verdict()
+        except OSError as error:
+            last = error
+        if words in str(last):
+            return
         time.sleep(0.5)
-    sys.exit(f"{what!r} did not come within {CYCLE_SECONDS:.0f} s")
+    sys.exit(f"{words!r} did not come within {CYCLE_SECONDS:.0f} s, but {last!r}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,11 @@ FAMILY_GROUPS: Final[dict[str, FamilyGroup]] = {
     ),
     "throttle": FamilyGroup(
         ("nvidia_gpu_throttle_active", "nvidia_gpu_throttle_seconds_total"),
-        ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"),
+        (
+            "nvmlDeviceGetCurrentClocksEventReasons",
+            "nvmlDeviceGetCurrentClocksThrottleReasons",
+            "nvmlDeviceGetSupportedClocksEventReasons",
+        ),
     ),
     "gpm": FamilyGroup(
         (

@@ -11,6 +11,7 @@ INSUFFICIENT_SIZE: Final = 7
 TIMEOUT: Final = 10
 FUNCTION_NOT_FOUND: Final = 13  # our own answer for a symbol that the library lacks
 ARGUMENT_VERSION_MISMATCH: Final = 25
+DEPRECATED: Final = 26
 
 # Take the GPU down, or the whole driver.
 FATAL: Final[dict[int, str]] = {
@@ -21,7 +22,7 @@ FATAL: Final[dict[int, str]] = {
     18: "version_mismatch",
 }
 # Take the call away for this GPU; 25 means that this driver wants another version of the struct.
-UNSUPPORTED: Final = frozenset({NOT_SUPPORTED, FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH})
+UNSUPPORTED: Final = frozenset({NOT_SUPPORTED, FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH, DEPRECATED})
 
 OPEN_REASONS: Final[dict[int, str]] = {
     **FATAL,

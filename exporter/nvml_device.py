@@ -181,7 +181,9 @@ class NvmlDevice:
         """Decide after a bad answer; return whether another way may be tried in this cycle. Raises GpuError."""
         if code in codes.FATAL:
             raise GpuError(codes.FATAL[code], call.name)
-        if code in codes.UNSUPPORTED or code == codes.NO_PERMISSION:
+        # a struct version that a driver does not know may be an invalid argument to it
+        older = code == codes.INVALID_ARGUMENT and any(call.ways[call.place + 1 :])
+        if code in codes.UNSUPPORTED or code == codes.NO_PERMISSION or older:
             call.next_way(code)
             self._say_forbidden(call.name, code)
             if call.read is None:
@@ -224,7 +226,7 @@ class NvmlDevice:
 
     def _probe(self) -> bool:
         """Find out what this GPU and driver support now; return whether that could be found out. Raises GpuError."""
-        links = self._count_links()
+        links = self._find_links()
         calls: list[_Call] = []
         known = self._probe_fields(links, calls)
         brought = {family for fields in self._fields.values() for family in fields.families()}
@@ -241,7 +243,7 @@ class NvmlDevice:
         self._fast = [call for call in calls if not call.slow and call.read is not None]
         return known
 
-    def _probe_fields(self, links: int, calls: list[_Call]) -> bool:
+    def _probe_fields(self, links: Sequence[int], calls: list[_Call]) -> bool:
         function = self._library.function("nvmlDeviceGetFieldValues")
         known = True
         for slow in (False, True):
@@ -264,19 +266,20 @@ class NvmlDevice:
                 known = False
         return known
 
-    def _count_links(self) -> int:
-        """Return how many NVLink links the GPU has, active or not."""
+    def _find_links(self) -> tuple[int, ...]:
+        """Return the NVLink links that the GPU has, active or not; a board may leave out some in between."""
         function = self._library.function("nvmlDeviceGetNvLinkState")
         if function is None or "nvlink" in self._off:
-            return 0
+            return ()
         out = ctypes.c_uint()
+        found = []
         for link in range(_MOST_LINKS):
             code = function(self._handle, ctypes.c_uint(link), ctypes.byref(out))
             if code in codes.FATAL:
                 raise GpuError(codes.FATAL[code], "NVLink state")
-            if code:
-                return link
-        return _MOST_LINKS
+            if not code:
+                found.append(link)
+        return tuple(found)
 
     # --- MIG and GPM -------------------------------------------------------------------------------------------------
 

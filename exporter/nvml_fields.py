@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 from . import nvml_codes as codes
 from .series import Sample, label_pairs
 
-ALL_LINKS: Final = 0xFFFFFFFF  # scope: the driver's own sum, offered for 138 to 141 only
+# scope: the driver's own sum; nvml.h offers it for 138 to 141, NVIDIA's DCGM reads 201 to 222 with it on NVLink 5
+ALL_LINKS: Final = 0xFFFFFFFF
 EACH_LINK: Final = -1  # scope: we ask every link and add
 _KIB = 1024
 _MILLI = 1000
@@ -19,6 +20,11 @@ class Field(NamedTuple):
     """One field id; the value on the page is raw * multiply / divide.
 
     Where several rows name the same family and label, the first that the driver supports is read.
+
+    Attributes:
+        signed: 32 bits with a sign, whatever type the driver states.
+        wraps: a counter of 32 bits in the hardware, which the sum of its steps is shown of.
+        most: what lies above is no value, but what the driver says instead of one.
     """
 
     group: str
@@ -29,6 +35,9 @@ class Field(NamedTuple):
     scope: int = 0
     multiply: int = 1
     divide: int = 1
+    signed: bool = False
+    wraps: bool = False
+    most: int | None = None
 
 
 def _power(kind: str, id_: int, *, slow: bool = False, family: str = "nvidia_gpu_power_watts") -> Field:
@@ -43,17 +52,26 @@ def _nvlink_error(kind: str, id_: int, scope: int = EACH_LINK) -> Field:
     return Field("nvlink", True, id_, "nvidia_gpu_nvlink_errors_total", ("type", kind), scope)
 
 
+def _nvlink_5_error(kind: str, id_: int) -> tuple[Field, Field]:
+    return _nvlink_error(kind, id_, ALL_LINKS), _nvlink_error(kind, id_)
+
+
+def _pcie_bytes(direction: str, id_: int) -> Field:
+    # They do not block, unlike GetPcieThroughput. "Value can be wrapped" (nvml.h): the driver's own control call counts
+    # in 32 bits (NV2080_CTRL_BUS_GET_PEX_UTIL_COUNTERS_PARAMS), so more than 4 GiB between two cycles cannot be seen.
+    return Field("pcie", False, id_, "nvidia_gpu_pcie_bytes_total", ("direction", direction), wraps=True)
+
+
 def _pcie_error(kind: str, id_: int) -> Field:
     return Field("pcie", True, id_, "nvidia_gpu_pcie_errors_total", ("type", kind))
 
 
 def _margin_limit(kind: str, id_: int) -> Field:
     # 193 to 196 are distances (T.limit), not degrees on a thermometer: -8 for a shutdown at 8 degrees past the limit
-    return Field("temperature", True, id_, "nvidia_gpu_temperature_margin_limit_celsius", ("kind", kind))
+    return Field("temperature", True, id_, "nvidia_gpu_temperature_margin_limit_celsius", ("kind", kind), signed=True)
 
 
 _LIMIT = "nvidia_gpu_power_limit_watts"
-_PCIE_BYTES = "nvidia_gpu_pcie_bytes_total"
 _NVLINK_BYTES = "nvidia_gpu_nvlink_bytes_total"
 _RETIRED = "nvidia_gpu_retired_pages"
 
@@ -61,7 +79,8 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("utilization", False, 297, "nvidia_gpu_matrix_stall_ratio", divide=100),
     _power("average", 185),
     _power("instant", 186),
-    Field("temperature", False, 82, "nvidia_gpu_temperature_celsius", ("sensor", "memory")),
+    # DCGM, too, takes more than 200 degrees for "no sensor"
+    Field("temperature", False, 82, "nvidia_gpu_temperature_celsius", ("sensor", "memory"), most=200),
     _throttled("sw_power_cap", 74),
     _throttled("sync_boost", 76),
     _throttled("board_limit", 77),
@@ -72,12 +91,13 @@ FIELDS: Final[tuple[Field, ...]] = (
     _throttled("hw_thermal", 270),
     _throttled("hw_power_brake", 271),
     _throttled("power_smoothing", 309),
-    # 197 and 198 may wrap; a decrease is a counter reset to Prometheus. They do not block, unlike GetPcieThroughput.
-    Field("pcie", False, 197, _PCIE_BYTES, ("direction", "tx")),
-    Field("pcie", False, 198, _PCIE_BYTES, ("direction", "rx")),
+    _pcie_bytes("tx", 197),
+    _pcie_bytes("rx", 198),
     Field("nvlink", False, 138, _NVLINK_BYTES, ("direction", "tx"), ALL_LINKS, multiply=_KIB),
     Field("nvlink", False, 139, _NVLINK_BYTES, ("direction", "rx"), ALL_LINKS, multiply=_KIB),
-    Field("nvlink", False, 202, _NVLINK_BYTES, ("direction", "tx"), EACH_LINK),  # NVLink 5
+    Field("nvlink", False, 202, _NVLINK_BYTES, ("direction", "tx"), ALL_LINKS),  # from here on NVLink 5
+    Field("nvlink", False, 204, _NVLINK_BYTES, ("direction", "rx"), ALL_LINKS),
+    Field("nvlink", False, 202, _NVLINK_BYTES, ("direction", "tx"), EACH_LINK),
     Field("nvlink", False, 204, _NVLINK_BYTES, ("direction", "rx"), EACH_LINK),
     Field("recovery", False, 230, "nvidia_gpu_recovery_action"),
     _power("min", 187, slow=True, family=_LIMIT),
@@ -112,17 +132,17 @@ FIELDS: Final[tuple[Field, ...]] = (
     _nvlink_error("crc_flit", 38, 0),
     _nvlink_error("crc_data", 45, 0),
     _nvlink_error("ecc_data", 160, 0),
-    _nvlink_error("malformed_packet", 206),  # from here on NVLink 5
-    _nvlink_error("buffer_overrun", 207),
-    _nvlink_error("receive", 208),
-    _nvlink_error("receive_remote", 209),
-    _nvlink_error("receive_general", 210),
-    _nvlink_error("local_link_integrity", 211),
-    _nvlink_error("transmit_discard", 212),
-    _nvlink_error("link_recovery_successful", 213),
-    _nvlink_error("link_recovery_failed", 214),
-    _nvlink_error("effective", 219),
-    _nvlink_error("symbol", 221),
+    *_nvlink_5_error("malformed_packet", 206),
+    *_nvlink_5_error("buffer_overrun", 207),
+    *_nvlink_5_error("receive", 208),
+    *_nvlink_5_error("receive_remote", 209),
+    *_nvlink_5_error("receive_general", 210),
+    *_nvlink_5_error("local_link_integrity", 211),
+    *_nvlink_5_error("transmit_discard", 212),
+    *_nvlink_5_error("link_recovery_successful", 213),
+    *_nvlink_5_error("link_recovery_failed", 214),
+    *_nvlink_5_error("effective", 219),
+    *_nvlink_5_error("symbol", 221),
 )
 
 
@@ -145,6 +165,8 @@ _ENTRY: Final = struct.Struct("<24xIIQ")
 # an id that the driver never heard of is an invalid argument to it
 _GONE: Final = codes.UNSUPPORTED | {codes.INVALID_ARGUMENT, codes.NO_PERMISSION}
 _UNSIGNED_64: Final = (2, 3)  # unsigned long is 64 bits wide, too, on the platforms with a driver
+_SMALLEST_DOUBLE: Final = 1 << 52  # read as an integer; below it lie only denormal doubles, smaller than 1e-307
+_WRAP: Final = 1 << 32
 
 
 def union_value(kind: int, raw: int) -> float:
@@ -156,6 +178,8 @@ def union_value(kind: int, raw: int) -> float:
         return raw
     if kind == 1:
         return raw & 0xFFFFFFFF
+    if kind == 0 and raw < _SMALLEST_DOUBLE:  # an integer whose type the driver forgot to state, as R545 does for 82
+        return raw
     form = {0: "<d", 4: "<q", 5: "<i4x", 6: "<H6x"}.get(kind, "<Q")
     value: float = struct.unpack(form, raw.to_bytes(8, "little"))[0]
     return value
@@ -168,6 +192,14 @@ class _Series(NamedTuple):
     labels: str
     multiply: int
     divide: int
+    signed: bool
+    wraps: bool
+    most: int | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the value needs nothing but scaling."""
+        return not self.signed and not self.wraps and self.most is None
 
 
 class FieldReader:
@@ -189,6 +221,7 @@ class FieldReader:
         self._failures = failures
         self._series: list[_Series] = []  # entry i of the array belongs to series i; links come after them
         self._sums: list[tuple[_Series, list[int], dict[int, float]]] = []  # series, links asked, last value per link
+        self._wrapped: dict[_Series, tuple[int, int]] = {}  # last value, and what was added for its wraps
         self._allocate([])
         self.unsupported = 0
 
@@ -196,12 +229,12 @@ class FieldReader:
         """Return the families that the last probe found supported."""
         return {series.family for series in (*self._series, *(one[0] for one in self._sums))}
 
-    def probe(self, links: int) -> int:
-        """Ask for everything, links up to this number, keep what the driver answers, and return NVML's code."""
+    def probe(self, links: Sequence[int]) -> int:
+        """Ask for everything, on these links, keep what the driver answers, and return NVML's code."""
         entries = [
             (row, link)
             for row, field in enumerate(self._fields)
-            for link in (range(links) if field.scope == EACH_LINK else (field.scope,))
+            for link in (links if field.scope == EACH_LINK else (field.scope,))
         ]
         code, answers = self._ask(entries)
         if code:
@@ -231,6 +264,10 @@ class FieldReader:
                     self._failures[answer] = self._failures.get(answer, 0) + 1
                 continue
             value = raw if kind == 3 else union_value(kind, raw)
+            if not series.plain:
+                if series.most is not None and value > series.most:
+                    continue
+                value = self._special(series, value)
             if series.multiply != 1:
                 value *= series.multiply
             if series.divide != 1:
@@ -239,6 +276,18 @@ class FieldReader:
         if self._sums:
             self._read_sums(samples)
         return codes.SUCCESS
+
+    def _special(self, series: _Series, value: float) -> float:
+        if series.signed and _WRAP // 2 <= value < _WRAP:
+            return value - _WRAP
+        if series.wraps:
+            last, added = self._wrapped.get(series, (0, 0))
+            number = int(value)
+            if number < last < _WRAP:
+                added += _WRAP
+            self._wrapped[series] = (number, added)
+            return number + added
+        return value
 
     def _read_sums(self, samples: list[Sample]) -> None:
         at = len(self._series) * _ENTRY.size
@@ -280,7 +329,7 @@ class FieldReader:
                 continue
             taken[key] = True
             labels = label_pairs(**{field.label[0]: field.label[1]}) if field.label else ""
-            series = _Series(field.family, labels, field.multiply, field.divide)
+            series = _Series(field.family, labels, field.multiply, field.divide, field.signed, field.wraps, field.most)
             if field.scope == EACH_LINK:
                 self._sums.append((series, supported[row], before.get(series, {})))
                 tail += [(field.id, link) for link in supported[row]]
@@ -293,5 +342,7 @@ class FieldReader:
     def _allocate(self, entries: Sequence[tuple[int, int]]) -> None:
         self._count = len(entries)
         self._count_argument = ctypes.c_int(len(entries))
-        self._array = (FieldValue * len(entries))(*[FieldValue(id=id_, scope=scope) for id_, scope in entries])
+        # the code says "not supported" until the driver writes another: it leaves ECC fields alone while ECC is off
+        fresh = [FieldValue(id=id_, scope=scope, code=codes.NOT_SUPPORTED) for id_, scope in entries]
+        self._array = (FieldValue * len(entries))(*fresh)
         self._buffer = memoryview(self._array).cast("B") if entries else memoryview(b"")

@@ -2,6 +2,7 @@
 
 import ctypes
 import struct
+from math import isfinite
 from time import monotonic
 from typing import Final
 
@@ -77,7 +78,10 @@ class GpmMetrics:
         code = self._get(self._argument)
         if code:
             return code, []
-        return code, [value / 100 if not one else None for _, one, value in _METRIC.iter_unpack(self._answers)]
+        # NaN where nothing was counted between the samples
+        return code, [
+            value / 100 if not one and isfinite(value) else None for _, one, value in _METRIC.iter_unpack(self._answers)
+        ]
 
 
 class GpmReader:

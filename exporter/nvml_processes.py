@@ -11,7 +11,20 @@ from .nvml_library import NvmlLibrary
 _FIRST_CAPACITY = 32
 _MOST = 4096
 _NOT_AVAILABLE = 2**64 - 1  # the driver does not say how many bytes
+_NAMES: Final = ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2")
 _PROCESS: Final = struct.Struct("<I4xQ8x")  # nvmlProcessInfo_v2_t: pid, bytes, GPU instance, compute instance
+
+
+def _has_wide_processes(library: NvmlLibrary) -> bool:
+    """Return whether version 3 has 8 bytes more per process here, which would shift every entry and overrun the buffer.
+
+    Drivers 535.43 to 535.86 added the protected memory of confidential computing without a new version number; later
+    ones moved it to nvmlDeviceGetRunningProcessDetailList (nvitop, pull request 79).
+    """
+    return (
+        library.function("nvmlDeviceGetConfComputeMemSizeInfo") is not None
+        and library.function("nvmlDeviceGetRunningProcessDetailList") is None
+    )
 
 
 class ProcessList:
@@ -19,9 +32,7 @@ class ProcessList:
 
     def __init__(self, library: NvmlLibrary) -> None:
         # version 2 has the same struct and is all that older drivers have
-        self._function = library.function(
-            "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"
-        )
+        self._function = library.function(*(_NAMES[1:] if _has_wide_processes(library) else _NAMES))
         self._count = ctypes.c_uint()
         self._argument = ctypes.byref(self._count)
         self._allocate(_FIRST_CAPACITY)

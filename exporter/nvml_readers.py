@@ -26,7 +26,7 @@ class Target(NamedTuple):
     library: NvmlLibrary
     handle: object
     busy: BusyTime
-    links: int
+    links: tuple[int, ...]
     averages_power: bool
 
 
@@ -256,6 +256,17 @@ _REASONS: Final = tuple(
 )
 
 
+def _offered_reasons(target: Target) -> int:
+    """Return the reasons that this GPU can name at all; every one where the driver does not say, as in a vGPU."""
+    function = target.library.function(
+        "nvmlDeviceGetSupportedClocksEventReasons", "nvmlDeviceGetSupportedClocksThrottleReasons"
+    )
+    out = ctypes.c_uint64()
+    if function is None or function(target.handle, ctypes.byref(out)) or not out.value:
+        return sum(bit for bit, _ in _REASONS)
+    return out.value
+
+
 def _throttle(name: str) -> Maker:
     def make(target: Target) -> Reader | None:
         function = target.library.function(name)
@@ -263,12 +274,17 @@ def _throttle(name: str) -> Maker:
             return None
         out = ctypes.c_uint64()
         argument = ctypes.byref(out)
+        offered = _offered_reasons(target)
 
         def read(samples: list[Sample]) -> int:
+            nonlocal offered
             code = function(target.handle, argument)
             if not code:
                 mask = out.value
+                offered |= mask
                 for bit, labels in _REASONS:
+                    if not offered & bit:
+                        continue
                     samples.append(Sample("nvidia_gpu_throttle_active", labels, 1 if mask & bit else 0))
             return code
 
@@ -345,7 +361,7 @@ def _active_links(target: Target) -> Reader | None:
 
     def read(samples: list[Sample]) -> int:
         active = 0
-        for link in range(target.links):
+        for link in target.links:
             code = function(target.handle, ctypes.c_uint(link), argument)
             if code:
                 return code

@@ -12,7 +12,7 @@ from fake_nvml.state import ALL, NO_GPU
 from vllm_vitals.exporter.gpu_groups import FAMILY_GROUPS
 from vllm_vitals.exporter.gpus import GpuMonitor, GpuProcess, GpuSnapshot
 from vllm_vitals.exporter.nvml import NvmlSource
-from vllm_vitals.exporter.nvml_fields import FIELDS
+from vllm_vitals.exporter.nvml_fields import ALL_LINKS, FIELDS
 from vllm_vitals.exporter.series import page
 from vllm_vitals.exporter.xid import CRITICAL_XIDS
 from vllm_vitals.vocabulary import NVIDIA_GPU, OURS
@@ -219,21 +219,38 @@ def test_a_field_value_is_read_by_its_own_type(driver, kind, raw, expected):
     assert value(first, "nvidia_gpu_recovery_action") == expected
 
 
-def test_a_pcie_counter_that_wraps_is_passed_through(driver):
+def test_a_pcie_counter_that_wraps_at_32_bits_grows_on(driver):
     driver.state.set(0, "pcie_tx", 2**32 - 1)
     with monitoring() as monitor:
         first = wait_until(lambda: all_up(monitor))[0]
         assert value(first, "nvidia_gpu_pcie_bytes_total", 'direction="tx"') == 2**32 - 1
         driver.state.set(0, "pcie_tx", 17)
-        wait_until(lambda: value(monitor.snapshots()[0], "nvidia_gpu_pcie_bytes_total", 'direction="tx"') == 17)
+        wait_until(lambda: value(monitor.snapshots()[0], "nvidia_gpu_pcie_bytes_total", 'direction="tx"') == 2**32 + 17)
+        driver.state.set(0, "pcie_tx", 20)
+        wait_until(lambda: value(monitor.snapshots()[0], "nvidia_gpu_pcie_bytes_total", 'direction="tx"') == 2**32 + 20)
     assert driver.calls("nvmlDeviceGetPcieThroughput") == 0
     assert driver.calls("nvmlDeviceGetViolationStatus") == 0
+
+
+def test_nvlink_5_counters_are_the_drivers_own_sums_where_it_has_them(driver):
+    with driver.state.batch():
+        for field in (138, 139):
+            driver.state.field(0, field, 0, code=3)
+        for field, number in ((202, 1800), (204, 900), (206, 5)):
+            driver.state.field(0, field, number, scope=ALL_LINKS)
+    with monitoring() as monitor:
+        first = wait_until(lambda: all_up(monitor))[0]
+    assert value(first, "nvidia_gpu_nvlink_bytes_total", 'direction="tx"') == 1800
+    assert value(first, "nvidia_gpu_nvlink_bytes_total", 'direction="rx"') == 900
+    assert value(first, "nvidia_gpu_nvlink_errors_total", 'type="malformed_packet"') == 5
 
 
 def test_nvlink_5_bytes_are_summed_over_the_links_and_survive_a_link_that_goes_down(driver):
     with driver.state.batch():
         for field in (138, 139):
             driver.state.field(0, field, 0, code=3)
+        for field in (202, 204):
+            driver.state.field(0, field, 0, code=3, scope=ALL_LINKS)
         driver.state.field(0, 202, 100)
         driver.state.field(0, 204, 7)
     with monitoring() as monitor:
@@ -243,6 +260,76 @@ def test_nvlink_5_bytes_are_summed_over_the_links_and_survive_a_link_that_goes_d
         driver.state.field(0, 204, 8)
         wait_until(lambda: value(monitor.snapshots()[0], "nvidia_gpu_nvlink_bytes_total", 'direction="rx"') == 144)
         assert value(monitor.snapshots()[0], "nvidia_gpu_nvlink_bytes_total", 'direction="tx"') == 1800
+
+
+def test_links_behind_one_that_the_board_leaves_out_are_counted(driver):
+    driver.state.set(0, "nvlink_hole", 4)
+    with monitoring() as monitor:
+        first = wait_until(lambda: all_up(monitor))[0]
+    assert value(first, "nvidia_gpu_nvlink_links_active") == 17
+
+
+def test_memory_temperature_is_read_although_r545_forgets_to_state_its_type(driver):
+    driver.state.field(0, 82, 54 * 2.0**-1074, kind=0)  # the bits of the integer 54 under the name of a double
+    with monitoring() as monitor:
+        first = wait_until(lambda: all_up(monitor))[0]
+    assert value(first, "nvidia_gpu_temperature_celsius", 'sensor="memory"') == 54
+
+
+def test_a_memory_temperature_that_no_chip_survives_is_absent(driver):
+    driver.state.field(0, 82, 255, kind=1)
+    with monitoring() as monitor:
+        first = wait_until(lambda: all_up(monitor))[0]
+    assert value(first, "nvidia_gpu_temperature_celsius", 'sensor="memory"') is None
+
+
+def test_a_distance_to_the_limit_is_signed_whatever_type_the_driver_states(driver):
+    driver.state.field(0, 193, 2**32 - 8, kind=1)
+    driver.state.field(0, 194, -2, kind=5)
+    with monitoring() as monitor:
+        first = wait_until(lambda: all_up(monitor))[0]
+    assert value(first, "nvidia_gpu_temperature_margin_limit_celsius", 'kind="shutdown"') == -8
+    assert value(first, "nvidia_gpu_temperature_margin_limit_celsius", 'kind="slowdown"') == -2
+
+
+def test_a_field_that_the_driver_leaves_untouched_is_absent_and_not_zero(driver):
+    driver.state.field(0, 29, 0, code=-1)
+    driver.state.field(1, 29, 3, kind=1)
+    with monitoring() as monitor:
+        first, second = wait_until(lambda: all_up(monitor))[:2]
+    assert value(first, "nvidia_gpu_retired_pages", 'cause="single_bit"') is None
+    assert value(second, "nvidia_gpu_retired_pages", 'cause="single_bit"') == 3
+
+
+def test_reasons_that_this_gpu_cannot_name_are_absent_and_not_zero(driver):
+    driver.state.set(0, "reasons_offered", 0x1FF)
+    with monitoring() as monitor:
+        first, second = wait_until(lambda: all_up(monitor))[:2]
+    assert value(first, "nvidia_gpu_throttle_active", 'reason="reliability"') is None
+    assert value(first, "nvidia_gpu_throttle_active", 'reason="sw_power_cap"') == 0
+    assert value(second, "nvidia_gpu_throttle_active", 'reason="reliability"') == 0
+
+
+def test_a_call_that_is_refused_as_an_invalid_argument_is_made_the_older_way(driver):
+    driver.state.error("nvmlDeviceGetTemperatureV", ALL, 2)
+    with monitoring() as monitor:
+        first = wait_until(lambda: all_up(monitor))[0]
+    assert value(first, "nvidia_gpu_temperature_celsius", 'sensor="gpu"') == 59
+
+
+def test_a_deprecated_call_is_not_a_failure_that_is_counted_for_ever(driver):
+    driver.state.error("nvmlDeviceGetTemperatureThreshold", ALL, 26)
+    with monitoring() as monitor:
+        first = wait_until(lambda: all_up(monitor))[0]
+    assert value(first, "nvidia_gpu_call_failures_total", 'code="26"') is None
+
+
+def test_processes_of_a_535_driver_with_wider_entries_are_right(fake_nvml_r535):
+    running = [(1000 + number, 1 << 30) for number in range(40)]
+    fake_nvml_r535.state.processes(0, running)
+    with fake_nvml_r535.attach(), monitoring() as monitor:
+        first = wait_until(lambda: all_up(monitor))[0]
+    assert first.processes == tuple(GpuProcess(*one) for one in running)
 
 
 def test_ecc_errors_and_row_remapping_grow(driver):
@@ -266,6 +353,14 @@ def test_gpm_ratios_come_from_two_cycles_without_sleeping(driver):
     assert value(first, "nvidia_gpu_sm_occupancy_ratio") == 0.41
     assert value(first, "nvidia_gpu_tensor_active_ratio") == 0.37
     assert value(first, "nvidia_gpu_dram_active_ratio") == 0.52
+
+
+def test_a_gpm_ratio_that_is_not_a_number_is_absent(driver):
+    driver.state.set(0, "tensor", 101)  # the fake's NaN
+    with monitoring() as monitor:
+        wait_until(lambda: all_up(monitor))
+        first = wait_until(lambda: value(one := monitor.snapshots()[0], "nvidia_gpu_sm_active_ratio") and one)
+    assert value(first, "nvidia_gpu_tensor_active_ratio") is None
 
 
 def test_mig_devices_have_their_own_memory_gpm_and_processes(driver):

@@ -4,7 +4,7 @@
  * Lines (numbers are decimal; GPU "*" means all):
  *   gpus N | generation N | set KEY VALUE
  *   gpu G KEY VALUE               a number from the KEYS table, or the strings name, uuid, pci, serial, vbios
- *   field G ID CODE TYPE VALUE    answer of one field id, in place of the built-in one
+ *   field G ID CODE TYPE VALUE [SCOPE]  answer of one field id, in place of the built-in one, in one scope or in all
  *   error FUNCTION G CODE | delay FUNCTION G MICROSECONDS | hang FUNCTION G      (G "-": calls without a GPU)
  *   process G PID BYTES [GI CI]   BYTES "-": the driver does not say
  *   mig G INDEX GI CI UUID MEMORY USED PROFILE SM OCCUPANCY TENSOR DRAM          (ratios in per cent)
@@ -44,10 +44,10 @@
     X(power_mw) X(power_avg_mw) X(power_min_mw) X(power_max_mw) X(power_default_mw) X(power_limit_mw) X(energy_mj) \
     X(temp) X(mem_temp) X(margin) X(shutdown) X(slowdown) X(mem_max) X(gpu_max) \
     X(fans) X(fan) X(clock_graphics) X(clock_sm) X(clock_mem) X(clock_video) \
-    X(max_graphics) X(max_sm) X(max_mem) X(max_video) X(pstate) X(reasons) \
+    X(max_graphics) X(max_sm) X(max_mem) X(max_video) X(pstate) X(reasons) X(reasons_offered) \
     X(ns_power) X(ns_sw_thermal) X(ns_sync) X(ns_board) X(ns_low) X(ns_reliability) X(ns_hw_thermal) X(ns_brake) \
     X(pcie_tx) X(pcie_rx) X(pcie_gen) X(pcie_gen_max) X(pcie_width) X(pcie_width_max) X(pcie_replay) X(pcie_corr) \
-    X(nvlinks) X(nvlinks_up) X(nvlink_tx_kib) X(nvlink_rx_kib) X(nvlink_replay) X(nvlink_recovery) X(nvlink_crc) \
+    X(nvlinks) X(nvlinks_up) X(nvlink_hole) X(nvlink_tx_kib) X(nvlink_rx_kib) X(nvlink_replay) X(nvlink_recovery) X(nvlink_crc) \
     X(ecc_corr) X(ecc_uncorr) X(ecc_corr_agg) X(ecc_uncorr_agg) \
     X(remap_corr) X(remap_uncorr) X(remap_pending) X(remap_failure) X(retired_sbe) X(retired_dbe) X(recovery) \
     X(sm) X(occupancy) X(tensor) X(dram) X(gpm) X(mig) X(cc_major) X(cc_minor) X(events)
@@ -79,7 +79,7 @@ static const char *const key_names[] = {
     X(nvmlDeviceGetPowerManagementDefaultLimit) X(nvmlDeviceGetPowerManagementLimitConstraints) \
     X(nvmlDeviceGetClockInfo) X(nvmlDeviceGetMaxClockInfo) X(nvmlDeviceGetPerformanceState) \
     X(nvmlDeviceGetCurrentClocksEventReasons) X(nvmlDeviceGetCurrentClocksThrottleReasons) \
-    X(nvmlDeviceGetViolationStatus) X(nvmlDeviceGetSamples) X(nvmlDeviceGetFieldValues) X(nvmlDeviceGetEccMode) \
+    X(nvmlDeviceGetSupportedClocksEventReasons) X(nvmlDeviceGetViolationStatus) X(nvmlDeviceGetSamples) X(nvmlDeviceGetFieldValues) X(nvmlDeviceGetEccMode) \
     X(nvmlDeviceGetTotalEccErrors) X(nvmlDeviceGetMemoryErrorCounter) X(nvmlDeviceGetRemappedRows) \
     X(nvmlDeviceGetPcieThroughput) X(nvmlDeviceGetCurrPcieLinkGeneration) X(nvmlDeviceGetMaxPcieLinkGeneration) \
     X(nvmlDeviceGetCurrPcieLinkWidth) X(nvmlDeviceGetMaxPcieLinkWidth) X(nvmlDeviceGetPcieReplayCounter) \
@@ -118,9 +118,10 @@ static const long long default_values[KEY_COUNT] = {
     [K_shutdown] = 92, [K_slowdown] = 89, [K_mem_max] = 95, [K_gpu_max] = 87,
     [K_clock_graphics] = 1980, [K_clock_sm] = 1980, [K_clock_mem] = 2619, [K_clock_video] = 1545,
     [K_max_graphics] = 1980, [K_max_sm] = 1980, [K_max_mem] = 2619, [K_max_video] = 1545,
+    [K_reasons_offered] = 0x7FF,
     [K_pcie_tx] = 123456789, [K_pcie_rx] = 987654321,
     [K_pcie_gen] = 5, [K_pcie_gen_max] = 5, [K_pcie_width] = 16, [K_pcie_width_max] = 16,
-    [K_nvlinks] = 18, [K_nvlinks_up] = 18, [K_nvlink_tx_kib] = 1000000, [K_nvlink_rx_kib] = 2000000,
+    [K_nvlinks] = 18, [K_nvlinks_up] = 18, [K_nvlink_hole] = -1, [K_nvlink_tx_kib] = 1000000, [K_nvlink_rx_kib] = 2000000,
     [K_sm] = 83, [K_occupancy] = 41, [K_tensor] = 37, [K_dram] = 52, [K_gpm] = 1,
     [K_retired_sbe] = -1, [K_retired_dbe] = -1, /* before Ampere only */
     [K_cc_major] = 9, [K_events] = 0x1 | 0x2 | 0x8 | 0x10,
@@ -128,7 +129,7 @@ static const long long default_values[KEY_COUNT] = {
 
 typedef struct { int code; unsigned delay; int hang; } Behaviour;
 typedef struct { unsigned gi, ci; u64 total, used; long long gpm[4]; char uuid[64], profile[48]; int present; } Mig;
-typedef struct { unsigned id; int code, type; Value value; } Override;
+typedef struct { unsigned id; int code, type, scoped; unsigned scope; Value value; } Override;
 typedef struct { unsigned type; u64 timestamp; unsigned value; } Scripted;
 typedef struct { long long sequence; int gpu; u64 code; } Xid;
 typedef struct {
@@ -288,7 +289,9 @@ static void parse_line(State *s, char *line) {
                 gpu->mig[i] = m;
         } else if (!strcmp(word, "field") && gpu->override_count < MAX_OVERRIDES) {
             Override *o = &gpu->overrides[gpu->override_count];
-            if (sscanf(rest, "%u %d %d %95s", &o->id, &o->code, &o->type, second) != 4) continue;
+            int parts = sscanf(rest, "%u %d %d %95s %u", &o->id, &o->code, &o->type, second, &o->scope);
+            if (parts < 4) continue;
+            o->scoped = parts == 5;
             switch (o->type) {
             case TYPE_DOUBLE: o->value.d = atof(second); break;
             case TYPE_UINT: memset(&o->value, 0xAB, sizeof o->value); o->value.ui = strtoul(second, NULL, 10); break;
@@ -593,12 +596,14 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, Utilization *out
 }
 nvmlReturn_t nvmlDeviceGetEncoderUtilization(nvmlDevice_t device, unsigned *out, unsigned *period) {
     ENTER(nvmlDeviceGetEncoderUtilization)
+    if (v[K_mig]) return NOT_SUPPORTED;
     *out = v[K_enc_util];
     *period = SAMPLE_STEP;
     return OK;
 }
 nvmlReturn_t nvmlDeviceGetDecoderUtilization(nvmlDevice_t device, unsigned *out, unsigned *period) {
     ENTER(nvmlDeviceGetDecoderUtilization)
+    if (v[K_mig]) return NOT_SUPPORTED;
     *out = v[K_dec_util];
     *period = SAMPLE_STEP;
     return OK;
@@ -728,7 +733,7 @@ static const Field fields[] = {
     {145, TYPE_UINT, K_remap_failure}, {173, TYPE_UINT, K_pcie_corr},
     {185, TYPE_UINT, K_power_avg_mw}, {186, TYPE_UINT, K_power_mw}, {187, TYPE_UINT, K_power_min_mw},
     {188, TYPE_UINT, K_power_max_mw}, {189, TYPE_UINT, K_power_default_mw}, {190, TYPE_UINT, K_power_limit_mw},
-    {192, TYPE_UINT, K_power_limit_mw}, {197, TYPE_U64, K_pcie_tx}, {198, TYPE_U64, K_pcie_rx},
+    {192, TYPE_UINT, K_power_limit_mw}, {197, TYPE_UINT, K_pcie_tx}, {198, TYPE_UINT, K_pcie_rx},
     {230, TYPE_UINT, K_recovery}, {297, TYPE_UINT, K_stall},
     {269, TYPE_U64, K_ns_sw_thermal}, {270, TYPE_U64, K_ns_hw_thermal}, {271, TYPE_U64, K_ns_brake},
 };
@@ -757,7 +762,8 @@ static void answer(int g, FieldValue *f) {
     f->timestamp = realtime_us();
     f->latency = 3;
     for (int i = gpu->override_count - 1; i >= 0; i--)
-        if (gpu->overrides[i].id == f->field) {
+        if (gpu->overrides[i].id == f->field && (!gpu->overrides[i].scoped || gpu->overrides[i].scope == f->scope)) {
+            if (gpu->overrides[i].code < 0) return; /* left alone, as ECC fields are while ECC is off */
             f->code = gpu->overrides[i].code;
             f->type = gpu->overrides[i].type;
             f->value = gpu->overrides[i].value;
@@ -832,6 +838,7 @@ nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned link, unsign
     ENTER(nvmlDeviceGetNvLinkState)
     if (!v[K_nvlinks]) return NOT_SUPPORTED;
     if (link >= v[K_nvlinks]) return INVALID_ARGUMENT;
+    if (link == v[K_nvlink_hole]) return NOT_SUPPORTED;
     *active = link < v[K_nvlinks_up];
     return OK;
 }
@@ -1002,10 +1009,31 @@ nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, u64 *ou
     *out = v[K_reasons];
     return OK;
 }
+nvmlReturn_t nvmlDeviceGetSupportedClocksEventReasons(nvmlDevice_t device, u64 *out) {
+    ENTER(nvmlDeviceGetSupportedClocksEventReasons)
+    *out = v[K_reasons_offered];
+    return OK;
+}
+#ifdef WIDE_PROCESSES /* drivers 535.43 to 535.86: 8 bytes more per entry under the same name */
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned *count, WideProcess *out) {
+    ENTER(nvmlDeviceGetComputeRunningProcesses_v3)
+    Process found[MAX_PROCESSES];
+    unsigned room = *count, n = MAX_PROCESSES;
+    list_processes(h, &n, found);
+    *count = n;
+    if (n && (!out || room < n)) return INSUFFICIENT_SIZE;
+    for (unsigned i = 0; i < n; i++)
+        out[i] = (WideProcess){found[i].pid, found[i].used, found[i].gpu_instance, found[i].compute_instance, 0};
+    return OK;
+}
+#else
 nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned *count, Process *out) {
     ENTER(nvmlDeviceGetComputeRunningProcesses_v3)
     return list_processes(h, count, out);
 }
+nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, void *out) { return NOT_SUPPORTED; }
+#endif
+nvmlReturn_t nvmlDeviceGetConfComputeMemSizeInfo(nvmlDevice_t device, void *out) { return NOT_SUPPORTED; }
 nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned *count, Process *out) {
     ENTER(nvmlDeviceGetGraphicsRunningProcesses_v3)
     *count = 0;
@@ -1069,7 +1097,7 @@ nvmlReturn_t nvmlGpmMetricsGet(GpmMetrics *get) {
         GpmMetric *m = &get->metrics[i];
         int at = m->id == 2 ? 0 : m->id == 3 ? 1 : m->id == 5 ? 2 : m->id == 10 ? 3 : -1;
         m->code = at < 0 || own[at] < 0 ? NOT_SUPPORTED : OK;
-        m->value = at < 0 ? 0 : own[at];
+        m->value = at < 0 ? 0 : own[at] > 100 ? __builtin_nan("") : own[at]; /* NaN: nothing was counted */
     }
     return OK;
 }

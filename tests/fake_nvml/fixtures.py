@@ -67,18 +67,18 @@ class FakeDriver:
                 os.environ["FAKE_NVML_STATE"] = before
 
 
-def _driver(folder: Path, *, old_driver: bool) -> FakeDriver:
+def _driver(folder: Path, *, old_driver: bool = False, wide_processes: bool = False) -> FakeDriver:
     # A copy has its own inode and so its own variables, although the soname is the same for all of them.
     copy = folder / "driver" / SONAME
     copy.parent.mkdir()
-    shutil.copy(library(old_driver=old_driver), copy)
+    shutil.copy(library(old_driver=old_driver, wide_processes=wide_processes), copy)
     return FakeDriver(copy, FakeNvml(folder / "nvml.state"))
 
 
 @pytest.fixture
 def fake_nvml(tmp_path: Path) -> Iterator[FakeDriver]:
     """Eight H100 under load."""
-    driver = _driver(tmp_path, old_driver=False)
+    driver = _driver(tmp_path)
     yield driver
     driver.state.release()
 
@@ -87,5 +87,13 @@ def fake_nvml(tmp_path: Path) -> Iterator[FakeDriver]:
 def fake_nvml_old(tmp_path: Path) -> Iterator[FakeDriver]:
     """The same with a driver that lacks GPM, versioned structs, `_v3` process lists and the newer field ids."""
     driver = _driver(tmp_path, old_driver=True)
+    yield driver
+    driver.state.release()
+
+
+@pytest.fixture
+def fake_nvml_r535(tmp_path: Path) -> Iterator[FakeDriver]:
+    """The same with the process list of drivers 535.43 to 535.86."""
+    driver = _driver(tmp_path, wide_processes=True)
     yield driver
     driver.state.release()

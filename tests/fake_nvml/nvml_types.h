@@ -41,6 +41,7 @@ typedef struct { u64 total, free, used; } Memory;
 typedef struct { unsigned version; u64 total, reserved, free, used; } MemoryV2;
 typedef struct { u64 total, free, used; } Bar1Memory;
 typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } Process;
+typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; u64 protected; } WideProcess;
 typedef struct { unsigned pid; u64 timestamp; unsigned sm, mem, enc, dec; } ProcessUtilization;
 typedef struct { u64 timestamp; Value value; } Sample;
 typedef struct { u64 reference, violation; } ViolationTime;

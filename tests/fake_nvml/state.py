@@ -38,7 +38,7 @@ class FakeNvml:
         self._generation = 1
         self._system: dict[str, str] = {}
         self._values: dict[tuple[str, str], str] = {}
-        self._fields: dict[tuple[str, int], str] = {}
+        self._fields: dict[tuple[str, int, str], str] = {}
         self._behaviour: dict[tuple[str, str, str], int] = {}
         self._processes: dict[int, list[str]] = {}
         self._mig: dict[int, list[str]] = {}
@@ -74,9 +74,14 @@ class FakeNvml:
         self._values[str(gpu), key] = str(value)
         self._write()
 
-    def field(self, gpu: int | str, field: int, value: float, *, kind: int = 3, code: int = 0) -> None:
-        """Script the answer to one field id; kind as in NVML: 0 double, 1 u32, 3 u64, 4 i64, 5 i32, 6 u16."""
-        self._fields[str(gpu), field] = f"{code} {kind} {value}"
+    def field(
+        self, gpu: int | str, field: int, value: float, *, kind: int = 3, code: int = 0, scope: int | None = None
+    ) -> None:
+        """Script the answer to one field id; kind as in NVML: 0 double, 1 u32, 3 u64, 4 i64, 5 i32, 6 u16.
+
+        Without a scope it is the answer in every scope that has none of its own. Code -1 leaves the entry untouched.
+        """
+        self._fields[str(gpu), field, "" if scope is None else str(scope)] = f"{code} {kind} {value}"
         self._write()
 
     def error(self, function: str, gpu: int | str, code: int) -> None:
@@ -155,8 +160,8 @@ class FakeNvml:
             yield f"set {key} {text}"
         for (gpu, key), text in self._values.items():
             yield f"gpu {gpu} {key} {text}"
-        for (gpu, field), text in self._fields.items():
-            yield f"field {gpu} {field} {text}"
+        for (gpu, field, scope), text in sorted(self._fields.items(), key=lambda one: bool(one[0][2])):  # last wins
+            yield f"field {gpu} {field} {text} {scope}"
         for (what, function, gpu), amount in self._behaviour.items():
             yield f"{what} {function} {gpu} {amount}"
         for gpu_index, processes in self._processes.items():
