@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 from .nvml_busy import BusyReader, BusyTime
@@ -107,21 +108,73 @@ def _number(
     return make
 
 
-def _utilization(target: Target) -> Reader | None:
-    function = target.library.function("nvmlDeviceGetUtilizationRates")
-    if function is None:
-        return None
-    out = _Utilization()
-    argument = ctypes.byref(out)
+def _struct(name: str, blank: Callable[[], ctypes.Structure], *columns: tuple[str, str, str]) -> Maker:
+    """Return the maker of a call that fills a struct.
 
-    def read(samples: list[Sample]) -> int:
-        code = function(target.handle, argument)
-        if not code:
-            samples.append(Sample("nvidia_gpu_utilization_ratio", "", out.gpu / _PERCENT))
-            samples.append(Sample("nvidia_gpu_memory_utilization_ratio", "", out.memory / _PERCENT))
-        return code
+    Args:
+        name: the call.
+        blank: makes the struct as the call wants it.
+        columns: (family, own labels, member of the struct).
+    """
 
-    return read
+    def make(target: Target) -> Reader | None:
+        function = target.library.function(name)
+        if function is None:
+            return None
+        out = blank()
+        argument = ctypes.byref(out)
+
+        def read(samples: list[Sample]) -> int:
+            code = function(target.handle, argument)
+            if not code:
+                for family, labels, member in columns:
+                    value = getattr(out, member)
+                    samples.append(Sample(family, labels, value / _PERCENT if family.endswith("_ratio") else value))
+            return code
+
+        return read
+
+    return make
+
+
+_utilization = _struct(
+    "nvmlDeviceGetUtilizationRates",
+    _Utilization,
+    ("nvidia_gpu_utilization_ratio", "", "gpu"),
+    ("nvidia_gpu_memory_utilization_ratio", "", "memory"),
+)
+_memory = _struct(
+    "nvmlDeviceGetMemoryInfo_v2",
+    partial(_MemoryV2, _MEMORY_V2),
+    ("nvidia_gpu_memory_total_bytes", "", "total"),
+    ("nvidia_gpu_memory_used_bytes", "", "used"),
+    ("nvidia_gpu_memory_free_bytes", "", "free"),
+    ("nvidia_gpu_memory_reserved_bytes", "", "reserved"),
+)
+# Version 1 counts what the driver reserves as used, and does not say how much that is.
+_memory_v1 = _struct(
+    "nvmlDeviceGetMemoryInfo",
+    _Memory,
+    ("nvidia_gpu_memory_total_bytes", "", "total"),
+    ("nvidia_gpu_memory_used_bytes", "", "used"),
+    ("nvidia_gpu_memory_free_bytes", "", "free"),
+)
+_bar1 = _struct(
+    "nvmlDeviceGetBAR1MemoryInfo",
+    _Memory,
+    ("nvidia_gpu_bar1_memory_total_bytes", "", "total"),
+    ("nvidia_gpu_bar1_memory_used_bytes", "", "used"),
+)
+_temperature = _struct(
+    "nvmlDeviceGetTemperatureV",
+    partial(_Temperature, _TEMPERATURE_V1, 0),
+    ("nvidia_gpu_temperature_celsius", 'sensor="gpu"', "celsius"),
+)
+_margin = _struct(
+    "nvmlDeviceGetMarginTemperature",
+    partial(_Margin, _MARGIN_V1),
+    ("nvidia_gpu_temperature_margin_celsius", "", "celsius"),
+)
 
 
 def _busy(target: Target) -> Reader | None:
@@ -129,97 +182,10 @@ def _busy(target: Target) -> Reader | None:
     return BusyReader(function, target.handle, target.busy) if function else None
 
 
-def _memory(target: Target) -> Reader | None:
-    function = target.library.function("nvmlDeviceGetMemoryInfo_v2")
-    if function is None:
-        return None
-    out = _MemoryV2(_MEMORY_V2)
-    argument = ctypes.byref(out)
-
-    def read(samples: list[Sample]) -> int:
-        code = function(target.handle, argument)
-        if not code:
-            samples.append(Sample("nvidia_gpu_memory_total_bytes", "", out.total))
-            samples.append(Sample("nvidia_gpu_memory_used_bytes", "", out.used))
-            samples.append(Sample("nvidia_gpu_memory_free_bytes", "", out.free))
-            samples.append(Sample("nvidia_gpu_memory_reserved_bytes", "", out.reserved))
-        return code
-
-    return read
-
-
-def _memory_v1(target: Target) -> Reader | None:
-    """Version 1 counts what the driver reserves as used, and does not say how much that is."""
-    function = target.library.function("nvmlDeviceGetMemoryInfo")
-    if function is None:
-        return None
-    out = _Memory()
-    argument = ctypes.byref(out)
-
-    def read(samples: list[Sample]) -> int:
-        code = function(target.handle, argument)
-        if not code:
-            samples.append(Sample("nvidia_gpu_memory_total_bytes", "", out.total))
-            samples.append(Sample("nvidia_gpu_memory_used_bytes", "", out.used))
-            samples.append(Sample("nvidia_gpu_memory_free_bytes", "", out.free))
-        return code
-
-    return read
-
-
-def _bar1(target: Target) -> Reader | None:
-    function = target.library.function("nvmlDeviceGetBAR1MemoryInfo")
-    if function is None:
-        return None
-    out = _Memory()
-    argument = ctypes.byref(out)
-
-    def read(samples: list[Sample]) -> int:
-        code = function(target.handle, argument)
-        if not code:
-            samples.append(Sample("nvidia_gpu_bar1_memory_total_bytes", "", out.total))
-            samples.append(Sample("nvidia_gpu_bar1_memory_used_bytes", "", out.used))
-        return code
-
-    return read
-
-
 def _power(target: Target) -> Reader | None:
     # one call, two meanings: averaged over a second on Ampere and newer except GA100, else instant (nvml.h)
     kind = "average" if target.averages_power else "instant"
     return _number("nvmlDeviceGetPowerUsage", "nvidia_gpu_power_watts", label_pairs(kind=kind), divide=_MILLI)(target)
-
-
-def _temperature(target: Target) -> Reader | None:
-    function = target.library.function("nvmlDeviceGetTemperatureV")
-    if function is None:
-        return None
-    out = _Temperature(_TEMPERATURE_V1, 0)
-    argument = ctypes.byref(out)
-
-    def read(samples: list[Sample]) -> int:
-        code = function(target.handle, argument)
-        if not code:
-            samples.append(Sample("nvidia_gpu_temperature_celsius", 'sensor="gpu"', out.celsius))
-        return code
-
-    return read
-
-
-def _margin(target: Target) -> Reader | None:
-    function = target.library.function("nvmlDeviceGetMarginTemperature")
-    if function is None:
-        return None
-    out = _Margin(_MARGIN_V1)
-    argument = ctypes.byref(out)
-
-    def read(samples: list[Sample]) -> int:
-        code = function(target.handle, argument)
-        if not code:
-            samples.append(Sample("nvidia_gpu_temperature_margin_celsius", "", out.celsius))
-        return code
-
-    return read
 
 
 def _performance_state(target: Target) -> Reader | None:
