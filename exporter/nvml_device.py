@@ -158,10 +158,10 @@ class NvmlDevice:
             self._read_mode(samples)
         if now >= self._retry_at:
             self._retry_at = now + (_RETRY_SECONDS if self._probe() else _RETRY_SOON_SECONDS)
-        good = last = 0
+        good = 0
         for call in self._calls if slow else self._fast:
             while call.read is not None:
-                last = code = call.read(samples)
+                code = call.read(samples)
                 if not code or code == codes.NOT_FOUND:
                     good += 1
                     break
@@ -171,8 +171,6 @@ class NvmlDevice:
             samples.append(self._info())
             samples.append(Sample("nvidia_gpu_unsupported_calls", "", self._unsupported()))
         if not good and self._calls:
-            if last == codes.INVALID_ARGUMENT:  # to every call: the handle is stale, as after a hot-unplug
-                raise GpuError("lost", "the driver no longer knows this handle")
             forbidden = any(call.code == codes.NO_PERMISSION for call in self._calls)
             raise GpuError("no_permission" if forbidden else "failed", "no call was answered")
         for code, count in self._failures.items():

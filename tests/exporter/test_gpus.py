@@ -488,15 +488,6 @@ def test_a_lost_gpu_takes_only_itself_down_and_comes_back(driver, caplog):
     assert len([record for record in caplog.records if "cannot be read: lost" in record.message]) == 1
 
 
-def test_a_handle_that_no_call_knows_any_more_is_a_lost_gpu_and_the_driver_is_opened_again(driver):
-    with monitoring() as monitor:
-        wait_until(lambda: all_up(monitor))
-        driver.state.lose(3, code=2)  # INVALID_ARGUMENT to every call, as after a hot-unplug
-        wait_until(lambda: monitor.snapshots()[3].reason == "lost")
-        driver.state.find(3)
-        wait_until(lambda: all_up(monitor) and "vllm_vitals_nvml_restarts_total 0" not in text_of(monitor))
-
-
 def test_a_gpu_that_fell_off_the_bus_stays_on_the_page_as_lost(driver):
     with monitoring() as monitor:
         wait_until(lambda: all_up(monitor))
