@@ -27,7 +27,7 @@ SERVERS: Final = 2
 
 
 class Picture(NamedTuple):
-    """One picture: its file, what the demo plays, the verdict to wait for, and how it is seen."""
+    """One picture: its file, what the demo plays, words of the verdict to wait for, and how it is seen."""
 
     file: str
     scene: str
@@ -38,9 +38,9 @@ class Picture(NamedTuple):
 
 
 PICTURES: Final = (
-    Picture("live-page.png", "burst", "All well", "light", 1280, 860),
+    Picture("live-page.png", "burst", "All", "light", 1280, 860),
     Picture("live-page-dark.png", "xid", "1 engine down", "dark", 1280, 860),
-    Picture("live-page-phone.png", "burst", "All well", "light", 390, 844),
+    Picture("live-page-phone.png", "burst", "All", "light", 390, 844),
 )
 
 

@@ -15,6 +15,10 @@ from .series import Sample, label_pairs
 
 log = logging.getLogger("vllm_vitals")
 
+_HEALTH_ROUNDS: Final = (
+    3  # a dead engine behind a living page is seen within three samples; asking gently is worth that
+)
+
 _LONGEST_SECONDS: Final = 120.0  # of a request; the callers' deadlines end it earlier
 
 
@@ -52,6 +56,7 @@ class Engine:
         self.tracks = {name: Track(sample_interval) for name in (*self.TRACKS, *self.QUANTILE_TRACKS)}
         self.latest = Fetched(0.0, 0.0, b"", None, "pending", "not looked at yet")
         self.healthy: bool | None = None
+        self._rounds = 0
         self.type_conflicts = 0
         self._client = PageClient(settings, max_page_bytes)
         self._relabeler = Relabeler(self.server, raw_names=raw_names)
@@ -139,9 +144,12 @@ class Engine:
         if fetched.page is None:
             self.ring.lost()
             self.healthy = None
+            self._rounds = 0
         else:
             self.ring.add(read(fetched.page, fetched.raw, fetched.at))
-            self.healthy = await self._health(timeout)
+            if self._rounds % _HEALTH_ROUNDS == 0:
+                self.healthy = await self._health(timeout)
+            self._rounds += 1
         self._track()
 
     async def _health(self, timeout: float) -> bool | None:

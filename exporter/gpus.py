@@ -42,7 +42,7 @@ _REOPEN: Final = frozenset({"lost", "reset_required", "driver_reload", "version_
 _OPEN_HANG_SECONDS = 10.0  # the first nvmlInit without persistence mode takes seconds
 _CLOSE_SECONDS = 5.0
 _TICK_SECONDS = 1.0
-_EVENT_SECONDS = 2.0
+_EVENT_SECONDS = 4.0
 # One after another, not spread over the interval: with warm caches the background takes a third less CPU.
 _STAGGER_SECONDS = 0.002
 _HEALTHY_SECONDS = 60.0  # after so long without a wish to open again, the backoff starts over

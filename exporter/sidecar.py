@@ -221,7 +221,10 @@ class Sidecar:
                 self._gpu_tracks[gpu.uuid][name].add(gpu.values.get((family, labels)) if gpu.up else None)
             joules = gpu.values.get(("nvidia_gpu_energy_joules_total", "")) if gpu.up else None
             self._energy[gpu.uuid].add(gpu.taken_at, joules, WINDOW_SECONDS)
-        self._placement.update([_engine_facts(engine) for engine in self.engines], [_gpu_facts(gpu) for gpu in gpus])
+        if self.gpu_reason() != "starting":  # else a GPU named in the settings would count as missing
+            self._placement.update(
+                [_engine_facts(engine) for engine in self.engines], [_gpu_facts(gpu) for gpu in gpus]
+            )
         await asyncio.to_thread(self._engine_processes.collect, self._placement.pids())
         self.ready.set()
 
