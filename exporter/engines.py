@@ -176,8 +176,8 @@ class Engine:
     def samples(self, fetched: Fetched, stalled: bool) -> list[Sample]:
         """Return our own series about this server for a page that shows `fetched`."""
         labels = self._labels
-        last = self.ring.last
-        kind = last.kind if last else "unknown"
+        known = self.ring.known
+        kind = known.kind if known else "unknown"
         info = label_pairs(server=self.server, url=self.settings.url, kind=kind, origin=self.origin)
         up = fetched.page is not None
         samples = [

@@ -27,12 +27,12 @@ class ReadingRing:
 
     def lost(self) -> None:
         """Note that a reading failed: rates must not bridge the gap, but a restart is still seen behind it."""
-        self._before_gap = self.last or self._before_gap
+        self._before_gap = self.known
         self._readings.clear()
 
     def add(self, reading: Reading) -> None:
         """Take the next reading; one that shows a restart empties the ring, since counters began anew."""
-        last = self.last or self._before_gap
+        last = self.known
         anew = last is None or restarted(last, reading)
         if anew and last is not None:
             self.restarts += 1
@@ -41,6 +41,11 @@ class ReadingRing:
         if anew or unknown or not _has_work(reading) or (last is not None and reading.progress != last.progress):
             self._progressed_at = reading.at
         self._readings.append(reading)
+
+    @property
+    def known(self) -> Reading | None:
+        """The newest reading, also while the server is down: who it is does not change with that."""
+        return self.last or self._before_gap
 
     @property
     def last(self) -> Reading | None:

@@ -275,11 +275,11 @@ def _monitor(settings: Settings, source: GpuSource | None) -> GpuMonitor | None:
 
 
 def _engine_facts(engine: Engine) -> EngineFacts:
-    last = engine.ring.last
+    known = engine.ring.known
     return EngineFacts(
         server=engine.server,
         url=engine.settings.url,
-        pairs=last.pairs if last else (),
+        pairs=known.pairs if known else (),
         gpus=engine.settings.gpus,
         state=f"{engine.latest.reason} {engine.ring.restarts}",
     )

@@ -132,6 +132,8 @@ def _engine(
 ) -> dict[str, Any]:
     ring = engine.ring
     last = ring.last
+    known = ring.known
+    pairs = known.pairs if known else ()
     rows = [row for row in placed if row.server == engine.server]
     uuids = list(dict.fromkeys(row.uuid for row in rows if row.uuid))
     # A GPU that two servers share has one energy counter: what one of them used of it is not known.
@@ -146,17 +148,17 @@ def _engine(
         "server": engine.server,
         "url": engine.settings.url,
         "origin": engine.origin,
-        "kind": last.kind if last else "unknown",
+        "kind": known.kind if known else "unknown",
         "up": engine.latest.page is not None,
         "reason": engine.latest.reason,
         "status": judged.status,
         "reasons": judged.reasons,
         "level": level,
         "state": state,
-        "models": sorted({model for _, model in last.pairs if model}) if last else [],
-        "engines": sorted({index for index, _ in last.pairs}) if last else [],
+        "models": sorted({model for _, model in pairs if model}),
+        "engines": sorted({index for index, _ in pairs}),
         "restarts": ring.restarts,
-        "past": engine_past(len({index for index, _ in last.pairs}) if last else 0, ring.restarts),
+        "past": engine_past(len({index for index, _ in pairs}), ring.restarts),
         "running": last.running if last else None,
         "waiting": last.waiting if last else None,
         "kv_cache_ratio": last.kv_cache_ratio if last else None,

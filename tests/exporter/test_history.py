@@ -56,6 +56,13 @@ def test_a_restart_behind_a_gap_is_seen_once():
     assert down.restarts == 1
 
 
+def test_who_a_server_is_stays_known_while_it_is_down_and_its_numbers_do_not():
+    down = ring(at(0, pairs=(("0", "tiny"),)), None, None)
+    assert down.last is None
+    assert down.known.pairs == (("0", "tiny"),)
+    assert ring().known is None
+
+
 def test_rates_never_bridge_a_restart_or_a_gap():
     assert ring(at(0, generation_tokens=10), at(5, generation_tokens=60)).rate(tokens) == 10
     assert ring(at(0, generation_tokens=100), at(5, generation_tokens=10)).rate(tokens) is None
