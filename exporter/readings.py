@@ -11,6 +11,7 @@ from .exposition import ServerPage
 _LINE: Final = re.compile(rb"(?m)^([^{\n]*)\{([^\n]*)\} (\S+)")
 _LABEL: Final = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*(?:\\.[^"\\\n]*)*)"')
 _TOKENS: Final = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+_ESCAPE: Final = re.compile(r"\\(.)")
 _START_TIME: Final = re.compile(rb"(?m)^process_start_time_seconds (\S+)")
 
 
@@ -91,7 +92,12 @@ def _samples(page: ServerPage, family: str) -> Iterator[tuple[bytes, dict[str, s
     for name, labels, text in _LINE.findall(found.lines):
         value = _finite(text)
         if value is not None:
-            yield name, {k.decode(): v.decode() for k, v in _LABEL.findall(labels)}, value
+            yield name, {k.decode(): unescaped(v.decode()) for k, v in _LABEL.findall(labels)}, value
+
+
+def unescaped(value: str) -> str:
+    """Return a label value as it was before the exposition format escaped it."""
+    return _ESCAPE.sub(lambda escape: "\n" if escape[1] == "n" else escape[1], value)
 
 
 def _finite(text: bytes) -> float | None:

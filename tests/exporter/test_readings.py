@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from support import exposition
 from vllm_vitals.exporter.exposition import Relabeler
 from vllm_vitals.exporter.readings import Histogram, Reading, read
+from vllm_vitals.exporter.series import label_pairs
 
 
 def reading(raw: bytes) -> Reading:
@@ -130,3 +131,12 @@ def test_no_page_breaks_the_reading_or_the_json(lines):
     if found.ttft is not None:
         assert found.ttft.bounds[-1] == math.inf
         assert all(map(math.isfinite, found.ttft.counts))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1))
+def test_a_model_name_is_read_as_the_engine_meant_it_whatever_it_holds(name):
+    """Escaped once on the engine's page and once on ours: else the join by model_name fails."""
+    pairs = label_pairs(engine="0", model_name=name)
+    assert reading(
+        f"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{{{pairs}}} 1\n".encode()
+    ).pairs == (("0", name),)
