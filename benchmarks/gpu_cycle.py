@@ -50,8 +50,8 @@ def measure(seconds: float, gpus: int) -> None:
     rows = [
         ("driver calls and samples, fast cycle", cpu_per_call(lambda: device.read(slow=False)), "us"),
         ("driver calls and samples, slow cycle", cpu_per_call(lambda: device.read(slow=True)), "us"),
-        ("whole fast cycle with rendering", cpu_per_call(lambda: worker._cycle(now)), "us"),
-        ("samples of one GPU", len(record.snapshot.values), ""),
+        ("whole fast cycle", cpu_per_call(lambda: worker._cycle(now)), "us"),
+        ("samples of one GPU", len(record.snapshot.samples), ""),
     ]
     source.close()
 

@@ -74,12 +74,15 @@ class Scraper:
     def __call__(self) -> bytes:
         """Return the body as it came."""
         headers = {"Accept-Encoding": "gzip", "X-Prometheus-Scrape-Timeout-Seconds": "10"}
-        try:
-            self._connection.request("GET", self._path, headers=headers)  # opens anew what the server closed
-            return self._connection.getresponse().read()
-        except OSError:
-            self._connection.close()
-            raise
+        for last in (False, True):  # as Prometheus does: a kept connection that the server closed is no failure
+            try:
+                self._connection.request("GET", self._path, headers=headers)
+                return self._connection.getresponse().read()
+            except OSError:
+                self._connection.close()
+                if last:
+                    raise
+        raise AssertionError
 
 
 def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
