@@ -153,10 +153,11 @@ class Relabeler:
 
     def relabel(self, page: bytes) -> ServerPage:
         """Return the page's families; never raises, whatever the bytes are."""
-        if self._skeleton is not None:
-            families = self._skeleton.fill(page)
+        known = self._skeleton  # large pages come from threads, and one given up on may still be running
+        if known is not None:
+            families = known.fill(page)
             if families is not None:
-                return ServerPage(families, self._skeleton.samples, 0, 0, 0)
+                return ServerPage(families, known.samples, 0, 0, 0)
         return self._take_apart(page)
 
     def _take_apart(self, page: bytes) -> ServerPage:
