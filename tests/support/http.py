@@ -1,6 +1,8 @@
 """HTTP from the tests' side: stdlib, no proxy, every answer with its status."""
 
+import contextlib
 import json
+import random
 import socket
 import ssl
 import urllib.error
@@ -48,6 +50,9 @@ def get(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a free loopback port below those that the kernel hands out itself: nobody else gets it by chance."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
