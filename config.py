@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from .scalars import Address, ConfigError, Port, Ratio, Seconds, read_scalar
+from .tracing_settings import TracingSettings
 from .typed_yaml import check_distinct, check_least, from_node, read_yaml, without_none
 
 
@@ -175,6 +176,7 @@ class Settings:
     spot: SpotSettings = SpotSettings()
     health: HealthSettings = HealthSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    tracing: TracingSettings = TracingSettings()
 
 
 class Option(typing.NamedTuple):

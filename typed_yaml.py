@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from .scalars import Address, ConfigError, Secret, expected, nearest, read_scalar
+from .scalars import Address, ConfigError, Seconds, Secret, expected, nearest, read_scalar
 
 
 def read_yaml(path: Path) -> yaml.Node | None:
@@ -66,7 +66,8 @@ def check_least(field: "dataclasses.Field[Any]", value: Any, place: str) -> None
     """Raise ConfigError when a value is below its field's lowest."""
     least = field.metadata.get("least")
     if least is not None and value < least:
-        raise ConfigError(f"{place}: expected at least {least:g}s, found {value:g}s")
+        unit = "s" if isinstance(value, Seconds) else ""
+        raise ConfigError(f"{place}: expected at least {least:g}{unit}, found {value:g}{unit}")
 
 
 def check_distinct(items: tuple[Any, ...], places: list[str]) -> None:
