@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import platform
@@ -35,6 +36,17 @@ _EXAMPLES: Final = {
   vllm-vitals demo                                   two simulated engines on eight simulated GPUs
   vllm-vitals demo --scene engine-crash --listen 127.0.0.1:9999
   vllm-vitals demo --engines 64 --pages-only         only the engines' pages, for load tests""",
+    "logging-config": """examples:
+  vllm-vitals logging-config > logging.json
+  VLLM_LOGGING_CONFIG_PATH=logging.json vllm serve MODEL
+  vllm-vitals logging-config --names flat --redact email,card --redact-pattern 'ticket=TCK-[0-9]+'""",
+    "audit": """example:
+  vllm-vitals audit verify --help""",
+    "audit verify": """examples:
+  vllm-vitals audit verify --key-file audit.key /var/log/vllm/audit.jsonl*
+  vllm-vitals audit verify --key-file audit.key --expect 1204:9f86d0... /var/log/vllm/audit.jsonl
+
+The last line of the output is `head SEQ:HASH`. Noted in another place, it is what finds a truncated end (--expect).""",
     "version": """example:
   vllm-vitals version""",
 }
@@ -104,6 +116,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     demo.add_argument("--pages-only", action="store_true", help="serve the engines' pages, no exporter")
+
+    logs = command("logging-config", _logging_config, "print the logging configuration that makes vLLM's lines JSON")
+    logs.add_argument("--names", choices=["ecs", "flat"], default="ecs", help="log.level or log_level (default ecs)")
+    logs.add_argument(
+        "--service-name", metavar="NAME", help="service.name (default: OTEL_SERVICE_NAME of vLLM's process, else vllm)"
+    )
+    logs.add_argument("--level", default="INFO", help="of vLLM's, uvicorn's and our lines (default INFO)")
+    logs.add_argument(
+        "--redact", action="append", default=[], metavar="KIND,...", help="black out email, phone, card, ssn, bearer"
+    )
+    logs.add_argument(
+        "--redact-pattern", action="append", default=[], metavar="NAME=REGEX", help="black out as [NAME] what matches"
+    )
+
+    audit = command("audit", _audit, "examine audit logs")
+    audits = audit.add_subparsers(dest="audit_command", metavar="COMMAND", required=True)
+    check = audits.add_parser(
+        "verify",
+        help="find edited, removed, re-ordered and truncated records",
+        description="Find edited, removed, re-ordered and truncated records. Exit code: 0 intact, 1 not, 2 bad input.",
+        epilog=_EXAMPLES["audit verify"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    check.add_argument("--key-file", type=Path, required=True, metavar="KEY", help="the key of tracing.audit.key_file")
+    check.add_argument("--expect", metavar="SEQ:HASH", help="a head noted earlier, which must still be there")
+    check.add_argument("files", type=Path, nargs="+", metavar="FILE", help="rotated ones, too, in any order")
 
     command("version", _version, "print the versions of this package, Python and NVML's binding")
     return parser
@@ -196,6 +235,45 @@ def _doctor(options: argparse.Namespace) -> int:
         if finding.advice:
             print(f"   {'':<{width}}  -> {finding.advice}")
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _logging_config(options: argparse.Namespace) -> int:
+    from .tracing.logging_config import dict_config  # noqa: PLC0415
+
+    patterns = {}
+    for pair in options.redact_pattern:
+        name, equals, expression = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--redact-pattern: expected NAME=REGEX, found {pair!r}")
+        patterns[name] = expression
+    kinds = [kind.strip() for text in options.redact for kind in text.split(",")]
+    print(json.dumps(dict_config(options.names, options.service_name, options.level, kinds, patterns), indent=2))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from .tracing.audit_verify import Head, chains, verify  # noqa: PLC0415
+    from .tracing.hashing import read_key  # noqa: PLC0415
+
+    key = read_key(options.key_file, "--key-file")
+    expect = Head.read(options.expect, "--expect") if options.expect is not None else None
+    found = chains(options.files)
+    if expect is not None and len(found) > 1:
+        raise ConfigError(f"--expect: expected the files of one chain, found {len(found)}")
+    intact = True
+    for files in found:
+        try:
+            report = verify(files, key, expect)
+        except OSError as error:
+            raise ConfigError(f"expected a readable file, found {error.filename}: {error.strerror}") from None
+        for line in (*report.notes, *report.problems):
+            print(line)
+        verdict = "intact" if report.intact else f"BROKEN ({len(report.problems)} problems)"
+        print(f"{files[-1]}: {verdict}, {report.records} good records in {len(files)} files")
+        if report.first is not None and report.head is not None:
+            print(f"first seq {report.first.seq}\nhead {report.head}")
+        intact = intact and report.intact
+    return 0 if intact else 1
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from .scalars import Address, ConfigError, Port, Ratio, Seconds, read_scalar
-from .tracing_settings import TracingSettings
+from .tracing_settings import CONFIG_VARIABLE, TRACING_VARIABLES, TracingSettings
 from .typed_yaml import check_distinct, check_least, from_node, read_yaml, without_none
 
 
@@ -231,12 +231,25 @@ def load(path: Path | None, flags: Mapping[str, Sequence[str]], environ: Mapping
     return settings
 
 
+def load_tracing(environ: Mapping[str, str] = os.environ) -> TracingSettings:
+    """Return the plugin's settings: VLLM_VITALS_CONFIG names the file; raises ConfigError.
+
+    The other variables of this page are the exporter's: a wrong one there is no reason to trace nothing.
+    """
+    path = environ.get(CONFIG_VARIABLE)
+    settings = _from_file(Path(path)) if path else Settings()
+    for variable, key in TRACING_VARIABLES.items():
+        if text := environ.get(variable):
+            settings = _override(settings, f"tracing.{key}", [text], variable)
+    return settings.tracing
+
+
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return a sentence per variable that looks like a misspelt one of ours.
 
     Not an error: Kubernetes makes variables such as VLLM_VITALS_SERVICE_HOST for a service of that name.
     """
-    known = [option.variable for option in OPTIONS]
+    known = [*(option.variable for option in OPTIONS), *TRACING_VARIABLES, CONFIG_VARIABLE]
     found = [name for name in environ if name.startswith("VLLM_VITALS_") and name not in known]
     near = [(name, difflib.get_close_matches(name, known, n=1, cutoff=0.85)) for name in found]
     return [f"{name} is not known, did you mean {match[0]}?" for name, match in near if match]

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import re
+import shutil
 import socket
 import sys
 from functools import partial
@@ -21,6 +23,8 @@ from .scalars import ConfigError
 
 _NVML_SECONDS: Final = 20.0  # the first call without persistence mode takes seconds
 _FETCH_SECONDS: Final = 5.0
+_IMPORT_SECONDS: Final = 120.0  # vLLM's import on a cold disk
+_TRACING_INFO: Final = re.compile(rb"^vllm_vitals_tracing_info\{([^}]*)\}", re.MULTILINE)
 
 Status = Literal["ok", "note", "problem"]
 _MARKS: Final = {"ok": "[ok]", "note": "[--]", "problem": "[!!]"}
@@ -68,6 +72,31 @@ class Finding(NamedTuple):
     def mark(self) -> str:
         """The mark in front of the line."""
         return _MARKS[self.status]
+
+
+async def examine_engine_environment(python: str) -> list[Finding]:
+    """Return what is to be said of the plugin in a vLLM's environment, given by the path of its Python."""
+    if (path := shutil.which(python)) is None:
+        return [Finding("problem", "vLLM's Python", f"{python}: no such program", "name it: --engine-env /path/to/python")]
+    command = [path, "-m", "vllm_vitals.tracing.doctor"]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
+    )
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(), _IMPORT_SECONDS)
+    except TimeoutError:
+        process.kill()
+        return [Finding("problem", "vLLM's Python", f"{path} gave no answer within {_IMPORT_SECONDS:.0f} s")]
+    try:
+        rows = json.loads(output.decode().strip().rpartition("\n")[2])
+        return [Finding(*row) for row in rows]
+    except (ValueError, TypeError):
+        pass
+    last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+    if "No module named" in last and "vllm_vitals" in last:
+        advice = f"{path} -m pip install 'vllm-vitals[tracing]'"
+        return [Finding("problem", "Plugin", f"vllm-vitals is not installed for {path}", advice)]
+    return [Finding("problem", "vLLM's Python", last or f"{path} ended with {process.returncode} and said nothing")]
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -132,7 +161,16 @@ async def _engine(engine: EngineSettings, settings: Settings) -> Finding:
             "answers, but its page has no engine metrics",
             "vLLM: start it without --disable-log-stats; SGLang: with --enable-metrics",
         )
-    return Finding("ok", what, f"{await _version(engine)}, {len(page):,} bytes of metrics")
+    return Finding("ok", what, f"{await _version(engine)}, {len(page):,} bytes of metrics, {_tracing(page)}")
+
+
+def _tracing(page: bytes) -> str:
+    """Return in words whether the plugin runs inside the engine, and how."""
+    match = _TRACING_INFO.search(page)
+    if match is None:
+        return "no tracing plugin on its page"
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', match[1].decode("utf-8", "replace")))
+    return f"tracing in mode {labels.get('mode', '?')}, export {labels.get('export', '?')}"
 
 
 async def _version(engine: EngineSettings) -> str:

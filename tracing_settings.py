@@ -7,7 +7,7 @@ go is said by OpenTelemetry's own OTEL_* variables.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from .scalars import ConfigError, HeaderValue, Ratio, Seconds, read_scalar
 
@@ -98,8 +98,6 @@ class RequestLogSettings:
 class TracingSettings:
     """Everything that the `tracing` part of vitals.yaml can say."""
 
-    HIDDEN: ClassVar = False
-
     enabled: bool = True
     export: Literal["thread", "process"] = "thread"
     queue_size: int = field(default=4096, metadata={"least": 16})
@@ -112,3 +110,13 @@ class TracingSettings:
     audit: AuditSettings = AuditSettings()
     goodput: GoodputSettings = GoodputSettings()
     gpu_facts: GpuFactSettings = GpuFactSettings()
+
+
+# Variables that win over the file, since a container's environment is easier to change than its files.
+TRACING_VARIABLES: Final = {
+    "VLLM_VITALS_TRACING": "enabled",
+    "VLLM_VITALS_TRACING_EXPORT": "export",
+    "VLLM_VITALS_CAPTURE_CONTENT": "capture_content",
+    "VLLM_VITALS_STATE_DIR": "state_dir",
+}
+CONFIG_VARIABLE: Final = "VLLM_VITALS_CONFIG"

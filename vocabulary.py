@@ -107,6 +107,7 @@ VITALS: Final = (
     Metric("vllm_vitals_server_dropped_lines_total", "counter", "Lines of the server's pages left out because Prometheus would refuse the whole page for them.", _SERVER),
     Metric("vllm_vitals_server_type_conflicts_total", "counter", "Families whose TYPE differed from the one seen first on a page; the first is kept.", _SERVER),
     Metric("vllm_vitals_server_restarts_total", "counter", "Restarts of the server seen (start time moved or counters fell back).", _SERVER),
+    Metric("vllm_vitals_server_request_page_failures_total", "counter", "Times that the server's page of request metrics (/metrics/requests) did not come although the plugin may be there, by reason.", ("server", "reason")),
     Metric("vllm_vitals_server_healthy", "gauge", "1 when the server's own /health answers 200, 0 when it answers 5xx; absent where it has none.", _SERVER),
     Metric("vllm_vitals_server_stalled", "gauge", "1 when requests run but no token was produced for the configured time.", _SERVER),
     Metric("vllm_vitals_server_duplicate_series_total", "counter", "Series left out because the same page already had them.", _SERVER),
@@ -151,8 +152,46 @@ VITALS: Final = (
     Metric("vllm_vitals_process_start_time_seconds", "gauge", "Unix time at which this exporter started."),
 )
 
+# --- The vLLM plugin's. On /metrics/requests: OpenMetrics with exemplars. ----------------------------------------------
+# A request with several sequences (n > 1) is one request, and each of its sequences is one observation of the phases.
+_MODEL = ("model_name",)
+REQUESTS: Final = (
+    Metric("vllm_vitals_requests_total", "counter", "Requests by outcome; model_name: the LoRA adapter or served model, other for a name that is not served; outcome: ok, aborted, disconnected, client_error, server_error or rejected.", (*_MODEL, "outcome")),
+    Metric("vllm_vitals_request_ingress_seconds", "histogram", "Arrival at the API server to the engine core's queue: tokenising, and the wait for the running step.", _MODEL),
+    Metric("vllm_vitals_request_queue_seconds", "histogram", "Engine core's queue to the scheduler's first pick.", _MODEL),
+    Metric("vllm_vitals_request_prefill_seconds", "histogram", "First pick to the first token.", _MODEL),
+    Metric("vllm_vitals_request_decode_seconds", "histogram", "First to last token, of requests that ended well.", _MODEL),
+    Metric("vllm_vitals_request_time_to_first_token_seconds", "histogram", "Arrival at the API server to the engine's first token.", _MODEL),
+    Metric("vllm_vitals_request_time_per_output_token_seconds", "histogram", "Decode time over output tokens less one, of requests that ended well with two tokens or more.", _MODEL),
+    Metric("vllm_vitals_request_e2e_seconds", "histogram", "Begin to end of requests that ended well, on the HTTP side where the middleware is installed.", _MODEL),
+    Metric("vllm_vitals_request_preempted_seconds_total", "counter", "Time that sequences lay preempted.", _MODEL),
+    Metric("vllm_vitals_request_preemptions_total", "counter", "Preemptions of sequences.", _MODEL),
+    Metric("vllm_vitals_request_input_tokens_total", "counter", "Prompt tokens of sequences that reached their first token, which is when vLLM counts them.", (*_MODEL, "outcome")),
+    Metric("vllm_vitals_request_cached_tokens_total", "counter", "Those of the input tokens that a KV cache held.", (*_MODEL, "outcome")),
+    Metric("vllm_vitals_request_output_tokens_total", "counter", "Tokens generated, also those of requests that did not end well.", (*_MODEL, "outcome")),
+    Metric("vllm_vitals_requests_good_total", "counter", "Requests that ended well and met the TTFT and TPOT targets together, with each of their sequences; with one output token TTFT alone counts.", _MODEL),
+    Metric("vllm_vitals_requests_slow_total", "counter", "Requests that ended well but missed a target; missed: ttft, tpot or both.", (*_MODEL, "missed")),
+    Metric("vllm_vitals_goodput_target_seconds", "gauge", "Targets behind the good and slow requests; objective: ttft or tpot.", ("objective",)),
+    Metric("vllm_vitals_engine_fatal_errors_total", "counter", "Errors that kill an engine, by kind, from the log stream.", ("kind",)),
+)
+# The plugin's own work: on vLLM's /metrics, with several API servers on /metrics/requests, never on both.
+TRACING: Final = (
+    Metric("vllm_vitals_tracing_info", "gauge", "Constant 1 per way of running the plugin.", ("mode", "export", "version", "vllm_version")),
+    Metric("vllm_vitals_tracing_spans_total", "counter", "Spans; result: emitted (the collector took them), dropped (queue full or retries used up) or failed (the collector refused them).", ("result",)),
+    Metric("vllm_vitals_tracing_export_failures_total", "counter", "Calls to the collector that failed."),
+    Metric("vllm_vitals_tracing_requests_dropped_total", "counter", "Requests of which nothing is reported: the queue behind the event loop was full."),
+    Metric("vllm_vitals_tracing_hook_fallbacks_total", "counter", "Hooks that do not fit this vLLM, so less is known.", ("hook",)),
+    Metric("vllm_vitals_tracing_hook_failures_total", "counter", "Times that a hook raised and was passed by.", ("hook",)),
+    Metric("vllm_vitals_tracing_sink_failures_total", "counter", "Requests that a sink could not report.", ("sink",)),
+    Metric("vllm_vitals_tracing_forced_sampling_refused_total", "counter", "Sampled flags of callers above the cap."),
+    Metric("vllm_vitals_tracing_audit_failures_total", "counter", "Audit records that could not be written."),
+    Metric("vllm_vitals_tracing_gpu_facts_failures_total", "counter", "Times that the exporter did not tell the engine's GPUs."),
+)
+
 # fmt: on
+# The exporter's own: an engine's page may not bring them. The plugin's come from engines.
 OURS: Final[dict[str, Metric]] = {metric.name: metric for metric in (*VITALS, *NVIDIA_GPU)}
+PLUGIN: Final[dict[str, Metric]] = {metric.name: metric for metric in (*REQUESTS, *TRACING)}
 
 # --- Engines' names. One dialect on our page: today's vLLM names. -------------------------------------------------------
 # Families as their TYPE line states them, old -> new. Where a page has both, the old one is dropped: same thing twice.

@@ -6,7 +6,7 @@ python docs/metrics.py [--check]      --check: exit code 1 when the file is not 
 import sys
 from pathlib import Path
 
-from vllm_vitals.vocabulary import HTTP_HANDLERS, NVIDIA_GPU, RENAMES, VITALS, Metric
+from vllm_vitals.vocabulary import HTTP_HANDLERS, NVIDIA_GPU, RENAMES, REQUESTS, TRACING, VITALS, Metric
 
 PAGE = Path(__file__).with_suffix(".md")
 
@@ -32,6 +32,20 @@ def text() -> str:
         "## Engines on GPUs, host and the exporter itself",
         "",
         *rows(VITALS),
+        "",
+        "## Requests, from the vLLM plugin",
+        "",
+        'On `/metrics/requests` of vLLM and, with `server="NAME"` added, of the exporter: OpenMetrics with exemplars',
+        "(trace and span id of a request whose trace is kept) for those who take it, else text 0.0.4 without them. A",
+        "request with several sequences (`n` > 1) counts once; each of its sequences is one observation of the phases.",
+        "",
+        *rows(REQUESTS),
+        "",
+        "## The vLLM plugin's own work",
+        "",
+        "On vLLM's `/metrics`, and so on the exporter's; with several API servers on `/metrics/requests` instead.",
+        "",
+        *rows(TRACING),
         "",
         "## The engines' own",
         "",

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,6 +12,7 @@ from .exposition import Relabeler, ServerPage
 from .history import ReadingRing, Track
 from .page_client import FetchError, PageClient, Reason
 from .readings import read
+from .request_pages import RequestPage, is_request_page, relabelled
 from .series import Sample, label_pairs
 
 log = logging.getLogger("vllm_vitals")
@@ -18,6 +20,9 @@ log = logging.getLogger("vllm_vitals")
 _HEALTH_ROUNDS: Final = (
     3  # a dead engine behind a living page is seen within three samples; asking gently is worth that
 )
+
+_NO_PLUGIN_SECONDS: Final = 60.0  # how long a server without request metrics is left alone
+_RELABEL_INLINE_BYTES: Final = 1 << 18  # above it the event loop would miss other deadlines
 
 _LONGEST_SECONDS: Final = 120.0  # of a request; the callers' deadlines end it earlier
 
@@ -65,6 +70,8 @@ class Engine:
         self._waiting = 0
         self._dropped_lines = 0
         self._duplicates = 0
+        self._request_page_failures: Counter[Reason] = Counter()
+        self._no_plugin_until = 0.0
 
     def close(self) -> None:
         """Drop connections."""
@@ -118,10 +125,9 @@ class Engine:
     async def _fetch_page(self, started: float) -> Fetched:
         raw = await self._client.metrics(_LONGEST_SECONDS)
         seconds = time.monotonic() - started
-        # above a quarter of a megabyte the event loop would miss other deadlines
         page = (
             await asyncio.to_thread(self._relabeler.relabel, raw)
-            if len(raw) > 1 << 18
+            if len(raw) > _RELABEL_INLINE_BYTES
             else self._relabeler.relabel(raw)
         )
         self._dropped_lines += page.dropped_lines
@@ -135,6 +141,35 @@ class Engine:
         if fetched.reason != self.latest.reason:
             log.info("server %s: %s %s", self.server, fetched.reason or "up", fetched.detail)
         self.latest = fetched
+
+    async def fetch_requests(self, timeout: float, *, openmetrics: bool) -> RequestPage | None:
+        """Return the plugin's page of request metrics within `timeout` seconds, None where there is none.
+
+        Never raises for a sick server: that is counted. One that is seen to be without the plugin is left alone for a
+        minute.
+        """
+        if time.monotonic() < self._no_plugin_until:
+            return None
+        try:
+            raw = await self._client.request_metrics(timeout, openmetrics=openmetrics)
+            if raw is None or not is_request_page(raw):
+                self._no_plugin_until = time.monotonic() + _NO_PLUGIN_SECONDS
+                return None
+            arguments = (raw, self.server)
+            if len(raw) > _RELABEL_INLINE_BYTES:
+                page = await asyncio.to_thread(relabelled, *arguments, openmetrics=openmetrics)
+            else:
+                page = relabelled(*arguments, openmetrics=openmetrics)
+        except FetchError as error:
+            self._request_page_failures[error.reason] += 1
+            return None
+        except Exception:
+            self._request_page_failures["internal"] += 1
+            log.exception("request metrics of server %s", self.server)
+            return None
+        self._dropped_lines += page.dropped_lines
+        self._duplicates += page.duplicates
+        return page
 
     async def observe(self, interval: float, timeout: float) -> None:
         """Take a reading for health and the live page; a page that a scrape just brought is used again."""
@@ -189,6 +224,9 @@ class Engine:
             Sample("vllm_vitals_server_type_conflicts_total", labels, self.type_conflicts),
             Sample("vllm_vitals_server_restarts_total", labels, self.ring.restarts),
         ]
+        for reason, count in self._request_page_failures.items():
+            pairs = label_pairs(server=self.server, reason=reason)
+            samples.append(Sample("vllm_vitals_server_request_page_failures_total", pairs, count))
         if fetched.page is not None:
             samples += [
                 Sample("vllm_vitals_server_page_bytes", labels, len(fetched.raw)),

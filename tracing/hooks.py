@@ -1,0 +1,333 @@
+"""Wraps around four methods of vLLM, each put on only where the target looks as we know it.
+
+vLLM's methods are always called, with what they were given, and what they return or raise goes on unchanged. What a
+hook itself does wrong is counted and passed by. The table says what each leans on; reference points are the sources of
+vLLM 0.10.2 to 0.33 (tests/data holds their signatures).
+"""
+
+import functools
+import importlib
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol
+
+from .exchange import Exchange
+from .log_context import SERVED
+from .timeline import Timeline
+
+_log: Final = logging.getLogger("vllm_vitals.tracing")
+
+_QUEUED: Final = 1  # EngineCoreEventType, the same in all versions
+_SCHEDULED: Final = 2
+_FIRST_QUEUED__log: Final = logging.getLogger("vllm_vitals.tracing")
+
+SCHEDULED: Final = 2  # events of a request that met no trouble
+
+
+class Live(Protocol):
+    """What the hooks need of the runtime."""
+
+    capture_content: bool
+    waits_for_native: bool
+    processor: Any
+    tracing: Timeline | None
+
+    def submit(self, done: Exchange | Timeline) -> None:
+        """Hand over what is finished."""
+
+    def hook_failed(self, hook: str, error: Exception) -> None:
+        """Count a failure, log the first."""
+
+
+class Hook(NamedTuple):
+    """A method that is wrapped.
+
+    Attributes:
+        name: `OutputProcessor.add_request`.
+        module: where its class is.
+        parameters: that we read, in order, after self; more may follow.
+        gives: what is known only with it.
+        wrap: makes the wrapper.
+    """
+
+    name: str
+    module: str
+    parameters: tuple[str, ...]
+    gives: str
+    wrap: Callable[[Any, Live], Any]
+
+
+def mismatch(signature: inspect.Signature, parameters: tuple[str, ...]) -> str:
+    """Return why a method's signature does not fit what a hook reads; empty when it does."""
+    found = [p for p in signature.parameters.values() if p.name != "self"]
+    names = [p.name for p in found[: len(parameters)]]
+    if names != [*parameters]:
+        return f"expected the parameters {', '.join(parameters)}, found {', '.join(names) or 'none'}"
+    if any(p.kind not in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD} for p in found[: len(parameters)]):
+        return f"expected {', '.join(parameters)} to be positional parameters"
+    return ""
+
+
+def install(live: Live) -> dict[str, str]:
+    """Put the hooks on; returns for each why it does not fit, or an empty text."""
+    result: dict[str, str] = {}
+    for hook in HOOKS:
+        if result.get(_FIRST) and hook.name not in _ALONE:
+            result[hook.name] = f"needs {_FIRST}"
+        else:
+            result[hook.name] = _install(hook, live)
+    return result
+
+
+def examine() -> dict[str, str]:
+    """Return for each hook why it would not fit this vLLM, or an empty text; changes nothing."""
+    result = {}
+    for hook in HOOKS:
+        try:
+            _, _, target = _target(hook)
+        except (ImportError, AttributeError) as error:
+            result[hook.name] = f"not there: {error}"
+        else:
+            result[hook.name] = mismatch(inspect.signature(target), hook.parameters)
+    return result
+
+
+def when_first_called(name: str, action: Callable[[Any], None]) -> None:
+    """Run an action with the instance at the first call of a hook's target, before the call goes on."""
+    hook = next(hook for hook in HOOKS if hook.name == name)
+    owner, method, target = _target(hook)
+
+    @functools.wraps(target)
+    def first(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(owner, method) is first:
+            setattr(owner, method, target)
+            try:
+                action(self)
+            except Exception:
+                _log.exception("tracing stays off: it could not be started")
+        return getattr(owner, method)(self, *args, **kwargs)
+
+    setattr(owner, method, first)
+
+
+def remove() -> None:
+    """Take all hooks off again."""
+    for hook in HOOKS:
+        try:
+            owner, method, target = _target(hook)
+        except (ImportError, AttributeError):
+            continue
+        if getattr(target, "vllm_vitals", False):
+            setattr(owner, method, target.__wrapped__)
+
+
+def _install(hook: Hook, live: Live) -> str:
+    try:
+        owner, method, target = _target(hook)
+    except (ImportError, AttributeError) as error:
+        return f"not there: {error}"
+    if getattr(target, "vllm_vitals", False):
+        return ""
+    reason = mismatch(inspect.signature(target), hook.parameters)
+    if not reason:
+        wrapper: Any = functools.wraps(target)(hook.wrap(target, live))
+        wrapper.vllm_vitals = True
+        setattr(owner, method, wrapper)
+    return reason
+
+
+def _target(hook: Hook) -> tuple[Any, str, Any]:
+    owner_name, method = hook.name.split(".")
+    owner = getattr(importlib.import_module(hook.module), owner_name)
+    return owner, method, getattr(owner, method)
+
+
+def _wrap_add_request(original: Any, live: Live) -> Any:
+    def add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        try:
+            request = args[0] if args else kwargs["request"]
+            state = self.request_states[request.request_id]
+            if not hasattr(state, "vllm_vitals"):  # an update of a streamed input comes here again
+                _begin(state, request)
+                live.processor = self
+        except Exception as error:
+            live.hook_failed("OutputProcessor.add_request", error)
+        return result
+
+    return add_request
+
+
+def _begin(state: Any, request: Any) -> None:
+    stats = state.stats
+    served = SERVED.get()
+    exchange = served if isinstance(served, Exchange) else None
+    timeline = Timeline(exchange, stats)
+    timeline.session_id = getattr(request, "session_id", None)
+    if exchange is None:
+        timeline.traceparent = request.trace_headers
+    else:
+        exchange.sequences.append(timeline)
+    extra = getattr(request.sampling_params, "extra_args", None)
+    if extra:
+        transfer = extra.get("kv_transfer_params")
+        timeline.remote_prefill = bool(transfer and transfer.get("do_remote_prefill"))
+        if timeline.session_id is None:
+            timeline.session_id = extra.get("session_id")
+    state.vllm_vitals = timeline
+    if stats is not None:
+        stats.vllm_vitals = timeline
+
+
+def _wrap_update_from_events(original: Any, live: Live) -> Any:
+    def update_from_events(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            events = args[1] if len(args) > 1 else kwargs["events"]
+            if len(events) != 2 or events[0].type != _QUEUED or events[1].type != _SCHEDULED:  # else nothing is new
+                stats = args[3] if len(args) > 3 else kwargs["req_stats"]
+                stats.vllm_vitals.events.append(events)
+        except Exception as error:
+            live.hook_failed("IterationStats.update_from_events", error)
+        return original(self, *args, **kwargs)
+
+    return update_from_events
+
+
+def _wrap_update_stats_from_finished(original: Any, live: Live) -> Any:
+    def update_stats_from_finished(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        try:
+            state = args[0] if args else kwargs["req_state"]
+            timeline = state.vllm_vitals
+            timeline.finish(state, args[1] if len(args) > 1 else kwargs["finish_reason"])
+            timeline.iteration = args[2] if len(args) > 2 else kwargs["iteration_stats"]
+            if live.capture_content:
+                timeline.output_text = _output_text(state)
+            if not live.waits_for_native:  # else vLLM's own span comes next, and do_tracing ends it
+                _done(timeline, live)
+        except Exception as error:
+            live.hook_failed("OutputProcessor._update_stats_from_finished", error)
+        return result
+
+    return update_stats_from_finished
+
+
+def _wrap_abort_requests(original: Any, live: Live) -> Any:
+    def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
+        states: list[Any] = []
+        try:
+            ids = args[0] if args else kwargs["request_ids"]
+            if not isinstance(ids, (list, tuple, set)):  # may be read once only
+                ids = list(ids)
+                args, kwargs = ((ids, *args[1:]), kwargs) if args else (args, {**kwargs, "request_ids": ids})
+            states = _states(self, ids)
+        except Exception as error:
+            live.hook_failed("OutputProcessor.abort_requests", error)
+        result = original(self, *args, **kwargs)
+        try:
+            for state in states:
+                timeline = getattr(state, "vllm_vitals", None)
+                if timeline is not None and not timeline.done and state.request_id not in self.request_states:
+                    timeline.finish(state, "abort")
+                    if live.capture_content:
+                        timeline.output_text = _output_text(state)
+                    _done(timeline, live)
+        except Exception as error:
+            live.hook_failed("OutputProcessor.abort_requests", error)
+        return result
+
+    return abort_requests
+
+
+def _states(processor: Any, ids: Any) -> list[Any]:
+    """Return the request states that some ids stand for: internal ones, or external ones with several behind them."""
+    states = []
+    external = getattr(processor, "external_req_ids", {})
+    for one in ids:
+        state = processor.request_states.get(one)
+        if state is not None:
+            states.append(state)
+        elif one in external:
+            states += [s for inner in external[one] if (s := processor.request_states.get(inner)) is not None]
+    return states
+
+
+def _wrap_propagate_error(original: Any, live: Live) -> Any:
+    def propagate_error(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            cause = args[0] if args else kwargs["e"]
+            for state in [*self.request_states.values()]:
+                timeline = getattr(state, "vllm_vitals", None)
+                if timeline is not None and not timeline.done:
+                    timeline.finish(state, "error", type(cause).__name__)
+                    _done(timeline, live)
+        except Exception as error:
+            live.hook_failed("OutputProcessor.propagate_error", error)
+        return original(self, *args, **kwargs)
+
+    return propagate_error
+
+
+def _wrap_do_tracing(original: Any, live: Live) -> Any:
+    def do_tracing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        timeline = None
+        try:
+            state = args[1] if len(args) > 1 else kwargs["req_state"]
+            iteration = args[2] if len(args) > 2 else kwargs["iteration_stats"]
+            timeline = getattr(state, "vllm_vitals", None)
+            if state.stats is None or iteration is None:
+                # vLLM asserts that there are statistics, inside the task that serves all requests: with
+                # --disable-log-stats its first span would end the server (vLLM issue 25352).
+                if timeline is not None:
+                    _done(timeline, live)
+                return None
+            live.tracing = timeline
+        except Exception as error:
+            live.hook_failed("OutputProcessor.do_tracing", error)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            live.tracing = None
+            if timeline is not None and timeline.finished:
+                _done(timeline, live)
+
+    return do_tracing
+
+
+def _done(timeline: Timeline, live: Live) -> None:
+    # Order matters: the drain thread sets `released` first and looks at `done` afterwards, so one of the two sees it.
+    timeline.done = True
+    exchange = timeline.exchange
+    if exchange is None or exchange.released:
+        live.submit(timeline)
+
+
+def _output_text(state: Any) -> str | None:
+    text = getattr(state.detokenizer, "output_text", None)
+    return text if isinstance(text, str) else None
+
+
+_FIRST: Final = "OutputProcessor.add_request"
+_ALONE: Final = frozenset({"OutputProcessor.do_tracing"})
+_PROCESSOR: Final = "vllm.v1.engine.output_processor"
+HOOKS: Final = (
+    Hook(
+        "OutputProcessor.add_request", _PROCESSOR, ("request",),
+        "which HTTP request a sequence belongs to, its session", _wrap_add_request,
+    ),
+    Hook(
+        "IterationStats.update_from_events", "vllm.v1.metrics.stats",
+        ("req_id", "events", "is_prefilling", "req_stats"), "each preemption's begin and end", _wrap_update_from_events,
+    ),
+    Hook(
+        "OutputProcessor._update_stats_from_finished", _PROCESSOR, ("req_state", "finish_reason", "iteration_stats"),
+        "exact phases, tokens and finish reason", _wrap_update_stats_from_finished,
+    ),
+    Hook("OutputProcessor.abort_requests", _PROCESSOR, ("request_ids",), "aborted requests", _wrap_abort_requests),
+    Hook("OutputProcessor.propagate_error", _PROCESSOR, ("e",), "requests lost with an engine", _wrap_propagate_error),
+    Hook(
+        "OutputProcessor.do_tracing", _PROCESSOR, ("engine_core_output", "req_state", "iteration_stats"),
+        "vLLM's own span enriched; a server that survives --disable-log-stats", _wrap_do_tracing,
+    ),
+)  # fmt: skip

@@ -1,0 +1,136 @@
+"""ASGI middleware of vLLM's API server: the HTTP side of a request.
+
+`--middleware vllm_vitals.tracing.middleware.Vitals`
+
+It passes every message on as it is, but for the headers X-Request-Id (in and out) and traceparent (in, where vLLM's own
+tracing is on). It buffers nothing: pieces of the request's body are kept by reference until the request is reported.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final, TypeAlias
+
+from . import runtime
+from .exchange import Exchange
+from .log_context import SERVED
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
+
+PATHS: Final = ("/v1/", "/v2/", "/inference/", "/invocations", "/pooling", "/classify", "/score", "/rerank",
+                "/generative_scoring", "/embed")  # fmt: skip
+REQUEST_METRICS: Final = "/metrics/requests"
+
+
+class Vitals:
+    """The middleware; without a running plugin it is transparent."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+        runtime.start_pending()
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        live = runtime.current()
+        if live is None or scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        if path == REQUEST_METRICS:
+            await _serve_metrics(live, scope, send)
+            return
+        if not path.startswith(PATHS):
+            await self._app(scope, receive, send)
+            return
+        try:
+            exchange, scope = live.begin(scope)
+        except Exception as error:
+            live.hook_failed("middleware", error)
+            await self._app(scope, receive, send)
+            return
+        token = SERVED.set(exchange)
+        try:
+            await self._app(scope, _receiving(exchange, receive, live.body_bytes), _sending(exchange, send))
+        except BaseException as error:
+            exchange.error_type = type(error).__name__
+            raise
+        finally:
+            SERVED.reset(token)
+            exchange.ended = time.time()
+            live.submit(exchange)
+
+
+def _receiving(exchange: Exchange, receive: Receive, limit: int) -> Receive:
+    async def received() -> Message:
+        message = await receive()
+        kind = message["type"]
+        if kind == "http.request":
+            piece = message.get("body")
+            if piece and exchange.body_bytes >= 0:
+                exchange.body_bytes += len(piece)
+                if exchange.body_bytes <= limit:
+                    exchange.body.append(piece)
+                else:
+                    exchange.body.clear()
+                    exchange.body_bytes = -1
+        elif kind == "http.disconnect" and not exchange.complete:
+            exchange.disconnected = True
+        return message
+
+    return received
+
+
+def _sending(exchange: Exchange, send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            if not exchange.first_byte and message.get("body"):
+                exchange.first_byte = time.time()
+            if not message.get("more_body"):
+                # Set before it is sent: the server answers the next receive() with a disconnect as soon as it is.
+                exchange.complete = not exchange.disconnected
+        elif message["type"] == "http.response.start":
+            message = _started(exchange, message)
+        try:
+            await send(message)
+        except OSError:  # the server tells of a lost caller this way, too
+            exchange.disconnected = True
+            exchange.complete = False
+            raise
+
+    return sent
+
+
+def _started(exchange: Exchange, message: Message) -> Message:
+    exchange.status = message.get("status", 0)
+    headers = [*message.get("headers", ())]
+    streamed = has_id = False
+    for name, value in headers:
+        lower = name.lower()
+        if lower == b"content-type":
+            streamed = value.startswith(b"text/event-stream")
+        elif lower == b"x-request-id":
+            has_id = True
+    exchange.streamed = streamed
+    if has_id:
+        return message
+    headers.append((b"x-request-id", exchange.request_id.encode("latin-1", "replace")))
+    return {**message, "headers": headers}
+
+
+async def _serve_metrics(live: "runtime.Runtime", scope: Any, send: Send) -> None:
+    if scope["method"] not in {"GET", "HEAD"}:
+        status, kind, body = 405, "text/plain; charset=utf-8", b"GET only\n"
+    else:
+        accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+        try:
+            kind, body = await asyncio.to_thread(live.metrics_page, accept.decode("latin-1"))
+            status = 200
+        except Exception as error:
+            live.hook_failed("metrics", error)
+            status, kind, body = 500, "text/plain; charset=utf-8", b"the page could not be made, see the log\n"
+    headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -1,0 +1,293 @@
+"""The plugin at work in one API server process: the queue behind vLLM's event loop, and the thread that drains it."""
+
+import atexit
+import logging
+import multiprocessing.util
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from .assembly import Assembly
+from .counters import FORCED_SAMPLING_REFUSED, HOOK_FAILURES, REQUESTS_DROPPED, SINK_FAILURES, Counters
+from .exchange import Exchange
+from .records import Request
+from .sampling import Sampler
+from .sinks import Sink
+from .timeline import Timeline
+from .trace_context import format_traceparent, new_trace_id, parse_traceparent
+
+_log: Final = logging.getLogger("vllm_vitals.tracing")
+
+_POLL_SECONDS: Final = 0.1  # instead of waking the thread for each request, which costs the event loop a system call
+_IDLE_SECONDS: Final = 1.0
+_GRACE_SECONDS: Final = 5.0  # an abort reaches the engine a little after the HTTP request ended
+_CLOSE_SECONDS: Final = 2.0
+_MINUTE: Final = 60.0
+_REQUEST_ID: Final = 256
+
+_current: "Runtime | None" = None
+_pending: list[Callable[[bool], None]] = []
+
+
+def current() -> "Runtime | None":
+    """Return the running plugin of this process, None when there is none."""
+    return _current
+
+
+def when_server_shows(start: Callable[[bool], None]) -> None:
+    """Keep a start for the moment in which a process turns out to be an API server; it learns whether vLLM traces."""
+    _pending[:] = [start]
+
+
+def start_pending(*, native: bool = False) -> None:
+    """Do the start that was kept, once; this is an API server."""
+    while _pending:
+        _pending.pop()(native)
+
+
+class Runtime:
+    """Takes what is finished from the event loop and gives records to the sinks.
+
+    Args:
+        assembly: makes records.
+        sampler: for the first decision.
+        sinks: that get each record, in order.
+        counters: of the plugin's own work.
+        queue_size: finished requests that may wait; the oldest are dropped.
+        body_bytes: limit of the request bodies that are looked at.
+        capture_content: keep prompts and answers.
+        rewrites_traceparent: vLLM's own tracing is on, so its spans must hang below our HTTP span.
+        metrics_page: Accept header -> (content type, page).
+        minute_line: what to log each minute; empty for nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        assembly: Assembly,
+        sampler: Sampler,
+        sinks: Sequence[Sink],
+        counters: Counters,
+        queue_size: int,
+        body_bytes: int,
+        capture_content: bool,
+        rewrites_traceparent: bool,
+        metrics_page: Callable[[str], tuple[str, bytes]],
+        minute_line: Callable[[], str],
+    ) -> None:
+        self.body_bytes = body_bytes
+        self.capture_content = capture_content
+        self.waits_for_native = False
+        self.tracing: Timeline | None = None
+        self.processor: Any = None  # vLLM's OutputProcessor, once a request came
+        self.metrics_page = metrics_page
+        self.by_request_id: dict[str, Exchange] | None = None  # filled only where the hooks do not fit
+        self._assembly = assembly
+        self._sampler = sampler
+        self._sinks = sinks
+        self._counters = counters
+        self._rewrites_traceparent = rewrites_traceparent
+        self._minute_line = minute_line
+        self._queue: deque[Exchange | Timeline] = deque(maxlen=queue_size)
+        self._waiting: list[Exchange] = []
+        self._failed: set[str] = set()
+        self._stop = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="vllm-vitals", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work; the process ends us through `close`."""
+        global _current  # noqa: PLW0603  one plugin per process, found by middleware and hooks
+        self._thread.start()
+        _current = self
+        atexit.register(self.close)
+        # Processes that multiprocessing forks end without atexit: vLLM's API servers, when there are several.
+        multiprocessing.util.Finalize(None, self.close, exitpriority=10)
+        os.register_at_fork(after_in_child=_forget)
+
+    def begin(self, scope: Any) -> tuple[Exchange, Any]:
+        """Return the exchange of a request that comes in, and the scope to pass on; runs on the event loop."""
+        headers = scope["headers"]
+        traceparent = request_id = b""
+        for name, value in headers:
+            if name == b"traceparent":
+                traceparent = value
+            elif name == b"x-request-id":
+                request_id = value
+        head = self._sampler.begin(parse_traceparent(traceparent) if traceparent else None)
+        rewrites = self._rewrites_traceparent
+        if request_id and len(request_id) <= _REQUEST_ID and request_id.isascii() and _printable(request_id):
+            exchange = Exchange(scope, request_id.decode("ascii"), head, time.time())
+            if not rewrites:
+                return self._known(exchange), scope
+            changed = [pair for pair in headers if pair[0] != b"traceparent"]
+        else:  # none, or one that would break a log or a header
+            exchange = Exchange(scope, f"{new_trace_id():032x}", head, time.time())
+            replaced = (b"x-request-id", b"traceparent") if rewrites else (b"x-request-id",)
+            changed = [pair for pair in headers if pair[0] not in replaced]
+            changed.append((b"x-request-id", exchange.request_id.encode()))
+        if rewrites:
+            changed.append((b"traceparent", format_traceparent(head.trace_id, exchange.span_id, sampled=head.sampled)))
+        return self._known(exchange), {**scope, "headers": changed}
+
+    def _known(self, exchange: Exchange) -> Exchange:
+        if self.by_request_id is not None:
+            self.by_request_id[exchange.request_id] = exchange
+        return exchange
+
+    def submit(self, done: Exchange | Timeline) -> None:
+        """Hand over what is finished: one bounded append; when the queue is full the oldest goes, counted."""
+        queue = self._queue
+        if len(queue) == queue.maxlen:
+            self._counters.add(REQUESTS_DROPPED)
+        queue.append(done)
+        if self.by_request_id is not None and isinstance(done, Exchange):
+            self.by_request_id.pop(done.request_id, None)
+
+    def submit_unhooked(self, timeline: Timeline) -> None:
+        """Hand over a sequence that no hook saw: the HTTP request it belongs to is found by its id."""
+        exchange = self._find(timeline.facts[0])
+        if exchange is None:
+            self.submit(timeline)
+        else:
+            timeline.exchange = exchange
+            exchange.sequences.append(timeline)
+
+    def _find(self, response_id: str) -> Exchange | None:
+        """Return the exchange of a response id: chatcmpl-ID, cmpl-ID-0, embd-ID-0, ..."""
+        if not self.by_request_id:
+            return None
+        _, _, rest = response_id.partition("-")
+        return self.by_request_id.get(rest) or self.by_request_id.get(rest.rpartition("-")[0])
+
+    def in_flight(self) -> list[str]:
+        """Return the ids of the requests that the engine works on; any thread may ask."""
+        states = getattr(self.processor, "request_states", {})
+        timelines = [getattr(state, "vllm_vitals", None) for state in [*states.values()]]
+        exchanges = [timeline.exchange for timeline in timelines if timeline is not None]
+        ids = [exchange.request_id for exchange in exchanges if exchange is not None]
+        return list(dict.fromkeys(ids)) or [*states]
+
+    def hook_failed(self, hook: str, error: Exception) -> None:
+        """Count a failure of ours inside vLLM; log the first of each hook."""
+        self._counters.add(HOOK_FAILURES, detail=hook)
+        if hook not in self._failed:
+            self._failed.add(hook)
+            _log.warning("%s: a hook failed and is passed by from now on where it does: %r", hook, error)
+
+    def close(self) -> None:
+        """Bring out what there is, within 2 s; safe to call again."""
+        global _current  # noqa: PLW0603
+        if self._closed:
+            return
+        self._closed = True
+        _current = None
+        self._stop.set()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        idle_at = minute_at = time.monotonic()
+        while not self._stop.wait(_POLL_SECONDS):
+            try:
+                self._drain()
+                now = time.monotonic()
+                if now - idle_at >= _IDLE_SECONDS:
+                    idle_at = now
+                    self._idle()
+                if now - minute_at >= _MINUTE:
+                    minute_at = now
+                    if line := self._minute_line():
+                        _log.info(line)
+            except Exception as error:  # never leave the queue without a reader
+                self._sink_failed("drain", error)
+        deadline = time.monotonic() + _CLOSE_SECONDS * 0.9
+        try:
+            self._drain()
+            for exchange in self._waiting:
+                self._report(exchange)
+            self._waiting.clear()
+        except Exception as error:
+            self._sink_failed("drain", error)
+        for sink in self._sinks:
+            self._guarded(sink, lambda sink=sink: sink.close(deadline))  # type: ignore[misc]
+
+    def _drain(self) -> None:
+        if self._waiting:
+            self._look_at_waiting()
+        queue = self._queue
+        while queue:
+            try:
+                done = queue.popleft()
+            except IndexError:  # dropped by the event loop meanwhile
+                return
+            if isinstance(done, Timeline):
+                if not done.reported:
+                    done.reported = True
+                    self._give(lambda done=done: self._assembly.alone(done))  # type: ignore[misc]
+            elif all(timeline.done for timeline in done.sequences):
+                self._report(done)
+            else:
+                done.waits_until = time.monotonic() + _GRACE_SECONDS
+                self._waiting.append(done)
+            time.sleep(0)  # let the event loop have the interpreter between two requests, not after the whole batch
+
+    def _look_at_waiting(self) -> None:
+        now = time.monotonic()
+        bound = self._queue.maxlen or 0
+        still: list[Exchange] = []
+        for position, exchange in enumerate(self._waiting):
+            complete = all(timeline.done for timeline in exchange.sequences)
+            if complete or now >= exchange.waits_until or len(self._waiting) - position > bound:
+                self._report(exchange)
+            else:
+                still.append(exchange)
+        self._waiting = still
+
+    def _report(self, exchange: Exchange) -> None:
+        exchange.released = True  # before looking at `done`: see hooks._done
+        timelines = [timeline for timeline in exchange.sequences if timeline.done and not timeline.reported]
+        for timeline in timelines:
+            timeline.reported = True
+        self._give(lambda: self._assembly.request(exchange, timelines))
+
+    def _give(self, assemble: Callable[[], Request]) -> None:
+        try:
+            request = assemble()
+        except Exception as error:
+            self._sink_failed("assembly", error)
+            return
+        for sink in self._sinks:
+            self._guarded(sink, lambda sink=sink: sink.take(request))  # type: ignore[misc]
+
+    def _idle(self) -> None:
+        refused = self._sampler.refused
+        if refused:
+            self._sampler.refused -= refused
+            self._counters.add(FORCED_SAMPLING_REFUSED, refused)
+        for sink in self._sinks:
+            self._guarded(sink, sink.idle)
+
+    def _guarded(self, sink: Sink, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._sink_failed(sink.name, error)
+
+    def _sink_failed(self, name: str, error: Exception) -> None:
+        self._counters.add(SINK_FAILURES, detail=name)
+        if name not in self._failed:
+            self._failed.add(name)
+            _log.warning("%s failed, counted from now on: %r", name, error)
+
+
+def _printable(value: bytes) -> bool:
+    return value.isalnum() or all(0x21 <= byte < 0x7F for byte in value)
+
+
+def _forget() -> None:
+    """A forked process has no drain thread: it stays dark."""
+    global _current  # noqa: PLW0603
+    _current = None

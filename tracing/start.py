@@ -1,0 +1,205 @@
+"""Puts the plugin together in an API server process: settings, sinks, hooks, drain thread."""
+
+import importlib.metadata
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from .. import __version__
+from ..config import load_tracing
+from ..scalars import ConfigError
+from ..tracing_settings import TracingSettings
+from . import fatal, fatal_file, hooks, runtime
+from .assembly import Assembly
+from .audit import AuditSink
+from .counters import HOOK_FALLBACKS, Counters
+from .durations import from_finished
+from .gpu_facts import GpuFacts
+from .hashing import Hasher
+from .metrics_share import MetricsPage
+from .otlp_settings import otlp_settings, resource
+from .request_line import RequestLogSink
+from .request_metrics import RequestMetricsSink
+from .runtime import Runtime
+from .sampling import Sampler
+from .self_metrics import SelfMetrics
+from .sinks import Sink
+from .span_export import SpanSink
+from .span_process import ProcessSpanSink
+from .timeline import Timeline
+
+_log: Final = logging.getLogger("vllm_vitals.tracing")
+PLUGIN: Final = "vllm_vitals"
+_OFF: Final = frozenset({"off", "0", "false", "no"})
+
+
+def switched_off(environ: Mapping[str, str]) -> bool:
+    """Return whether VLLM_VITALS_TRACING or VLLM_PLUGINS says that we are not wanted."""
+    if environ.get("VLLM_VITALS_TRACING", "").strip().lower() in _OFF:
+        return True
+    allowed = environ.get("VLLM_PLUGINS")
+    return allowed is not None and PLUGIN not in allowed.split(",")
+
+
+def vllm_version() -> tuple[int, ...]:
+    """Return vLLM's version; a high one when it does not say a number, as a development build does."""
+    import vllm  # noqa: PLC0415  we run inside it
+
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", str(getattr(vllm, "__version__", "")))
+    return tuple(int(part) for part in match.groups()) if match else (99,)
+
+
+def watch_for_fatal_errors() -> None:
+    """Count what ends engines in this process, whichever of vLLM's it is."""
+    settings = load_tracing()
+    if settings.enabled:
+        fatal.install(fatal_file.state_dir(settings.state_dir))
+
+
+def at_first_request() -> None:
+    """Start when the API server shows itself by its middleware or its first request: vLLM before 0.11.1."""
+
+    def start(native: bool) -> None:
+        in_api_server(None, [0], native=native)
+
+    runtime.when_server_shows(start)
+    hooks.when_first_called(
+        "OutputProcessor.add_request",
+        lambda processor: runtime.start_pending(native=bool(getattr(processor, "tracer", None))),
+    )
+
+
+def in_api_server(config: Any, engine_indexes: Sequence[int], *, native: bool | None = None) -> Runtime | None:
+    """Start in this process; returns the running plugin, None when it is switched off or its settings are wrong.
+
+    Args:
+        config: vLLM's configuration; None where vLLM does not hand it over.
+        engine_indexes: data-parallel ranks behind this server.
+        native: vLLM's own tracing is on, where the configuration cannot say.
+    """
+    if switched_off(os.environ):
+        return None
+    if (running := runtime.current()) is not None:
+        return running
+    try:
+        settings = load_tracing()
+        if not settings.enabled:
+            return None
+        return _started(settings, config, engine_indexes, native)
+    except ConfigError as error:
+        _log.error("tracing stays off: %s", error)
+        return None
+
+
+def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[int], native: bool | None) -> Runtime:
+    counters = Counters()
+    endpoint = getattr(getattr(config, "observability_config", None), "otlp_traces_endpoint", None)
+    alongside = bool(endpoint) if native is None else native
+    models = served_models(config)
+    state = fatal_file.state_dir(settings.state_dir)
+    sampler = Sampler(settings.sampling, os.environ)
+    hasher = Hasher.from_settings(settings.privacy)
+    export = otlp_settings(os.environ, endpoint)
+    facts = GpuFacts(settings.gpu_facts, counters)
+    metrics = RequestMetricsSink(models, settings.goodput, fatal_counts=lambda: fatal.fatal_counts(state))
+    info = {
+        "mode": "alongside" if alongside else "own",
+        "export": settings.export if export else "none",
+        "vllm_version": _distribution_version(),
+        "version": __version__,
+    }
+    page = MetricsPage(metrics, SelfMetrics(counters, info))
+    assembly = Assembly(
+        sampler,
+        model=models[0] if models else "",
+        hash_text=hasher.hash,
+        hash_headers=settings.privacy.hash_headers,
+        capture_content=settings.capture_content,
+        exporting=export is not None,
+        gpus=facts.current,
+        engine_index=engine_indexes[0] if len(engine_indexes) == 1 else None,
+    )
+    sinks: list[Sink] = [page]
+    if settings.request_log.enabled:
+        sinks.append(RequestLogSink(settings.request_log))
+    if settings.audit.file is not None:
+        sinks.append(AuditSink(settings.audit, counters))
+    if export is not None:
+        kind = ProcessSpanSink if settings.export == "process" else SpanSink
+        sinks.append(kind(export, resource(os.environ, {"vllm.version": info["vllm_version"]}), counters))
+    live = Runtime(
+        assembly=assembly,
+        sampler=sampler,
+        sinks=sinks,
+        counters=counters,
+        queue_size=settings.queue_size,
+        body_bytes=settings.body_bytes,
+        capture_content=settings.capture_content,
+        rewrites_traceparent=alongside,
+        metrics_page=page.page,
+        minute_line=page.minute_line,
+    )
+    unfit = {name: reason for name, reason in hooks.install(live).items() if reason}
+    for name, reason in unfit.items():
+        counters.add(HOOK_FALLBACKS, detail=name)
+        _log.warning("this vLLM has no fitting %s (%s): less is known of requests", name, reason)
+    exact = not {"OutputProcessor.add_request", "OutputProcessor._update_stats_from_finished"} & unfit.keys()
+    if not exact:
+        live.by_request_id = {}
+    if alongside:
+        live.waits_for_native = "OutputProcessor.do_tracing" not in unfit
+        _hang_on_native(live, models[0] if models else "")
+    fatal.install(state, "api_server")
+    fatal.name_requests(live.in_flight)
+    live.start()
+    facts.start()
+    _log.info("tracing is on: mode %s, spans go %s", info["mode"], "to the collector" if export else "nowhere")
+    return live
+
+
+def unhooked(live: Runtime, iteration: Any) -> None:
+    """Report what finished in a step from vLLM's own statistics, where the hooks do not fit."""
+    for finished in getattr(iteration, "finished_requests", ()):
+        timeline = Timeline(None, from_finished(finished, iteration.iteration_timestamp))
+        response_id = getattr(finished, "request_id", None) or ""
+        cached = getattr(finished, "num_cached_tokens", 0)
+        asked = (finished.max_tokens_param, None, None, None)
+        timeline.facts = (response_id, response_id, 0, None, finished.num_prompt_tokens, cached, *asked)
+        timeline.iteration = iteration
+        timeline.finish_reason = finished.finish_reason
+        timeline.finished = iteration.iteration_timestamp
+        timeline.done = True
+        live.submit_unhooked(timeline)
+
+
+def served_models(config: Any) -> list[str]:
+    """Return the names under which a model is served, the first as vLLM's own metrics have it; LoRA names follow."""
+    model = getattr(config, "model_config", None)
+    names = getattr(model, "served_model_name", None) or getattr(model, "model", None) or []
+    return [names] if isinstance(names, str) else [str(name) for name in names]
+
+
+def _hang_on_native(live: Runtime, model: str) -> None:
+    from opentelemetry import trace  # noqa: PLC0415  vLLM has set it up, since its flag is given
+
+    from .native import NativeSpans  # noqa: PLC0415
+
+    provider = trace.get_tracer_provider()
+    add: Any = getattr(provider, "add_span_processor", None)
+    if add is None:
+        _log.warning("vLLM's tracer provider takes no span processor: its spans get no children")
+    else:
+        add(NativeSpans(live, model))
+
+
+def _distribution_version() -> str:
+    try:
+        import vllm  # noqa: PLC0415
+
+        return str(vllm.__version__)
+    except (ImportError, AttributeError):
+        return importlib.metadata.version("vllm")
+
+
