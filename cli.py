@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import logging
 import os
@@ -31,7 +32,8 @@ _EXAMPLES: Final = {
   VLLM_VITALS_ENGINE=http://127.0.0.1:8000 vllm-vitals exporter --config vitals.yaml""",
     "doctor": """examples:
   vllm-vitals doctor
-  vllm-vitals doctor --engine http://127.0.0.1:8000""",
+  vllm-vitals doctor --engine http://127.0.0.1:8000
+  vllm-vitals doctor --engine-env /opt/vllm/bin/python    the tracing plugin in that environment""",
     "demo": """examples:
   vllm-vitals demo                                   two simulated engines on eight simulated GPUs
   vllm-vitals demo --scene engine-crash --listen 127.0.0.1:9999
@@ -104,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", _doctor, "look at this machine and say what is there, what is missing and what to do")
     _add_settings(doctor)
+    doctor.add_argument(
+        "--engine-env",
+        metavar="PYTHON",
+        help="also look into vLLM's environment: is the plugin active, does it fit, which flags to add",
+    )
 
     demo = command("demo", _demo, "run exporter and live page over simulated engines and GPUs")
     _add_settings(demo)
@@ -226,9 +233,15 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .doctor import examine  # noqa: PLC0415
+    from .doctor import examine, examine_engine_environment  # noqa: PLC0415
 
     findings = asyncio.run(examine(_settings(options)))
+    if options.engine_env:
+        print(f"looking into {options.engine_env} (vLLM's import takes some seconds)", file=sys.stderr, flush=True)
+        findings += asyncio.run(examine_engine_environment(options.engine_env))
+    elif importlib.util.find_spec("vllm") is not None:
+        print("vLLM is installed here, looking at the plugin (some seconds)", file=sys.stderr, flush=True)
+        findings += asyncio.run(examine_engine_environment(sys.executable))
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         print(f"{finding.mark}  {finding.what:<{width}}  {finding.found}")

@@ -77,10 +77,11 @@ class Finding(NamedTuple):
 async def examine_engine_environment(python: str) -> list[Finding]:
     """Return what is to be said of the plugin in a vLLM's environment, given by the path of its Python."""
     if (path := shutil.which(python)) is None:
-        return [Finding("problem", "vLLM's Python", f"{python}: no such program", "name it: --engine-env /path/to/python")]
-    command = [path, "-m", "vllm_vitals.tracing.doctor"]
+        advice = "name it: --engine-env /path/to/python"
+        return [Finding("problem", "vLLM's Python", f"{python}: no such program", advice)]
+    command = [path, "-P", "-m", "vllm_vitals.tracing.doctor"]  # -P: not what lies in this folder by chance
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
         output, errors = await asyncio.wait_for(process.communicate(), _IMPORT_SECONDS)

@@ -37,7 +37,9 @@ class Finding(NamedTuple):
 def examine(environ: Mapping[str, str] = os.environ) -> list[Finding]:
     """Return the findings for this Python's environment."""
     if importlib.util.find_spec("vllm") is None:
-        return [Finding("problem", "vLLM", f"not installed for {sys.executable}", "name the Python that runs vllm serve")]
+        return [
+            Finding("problem", "vLLM", f"not installed for {sys.executable}", "name the Python that runs vllm serve")
+        ]
     import vllm  # noqa: PLC0415  seconds
 
     findings = [Finding("ok", "vLLM", f"{getattr(vllm, '__version__', 'version not told')} ({sys.executable})")]
@@ -48,7 +50,9 @@ def examine(environ: Mapping[str, str] = os.environ) -> list[Finding]:
 def _entry_points() -> Finding:
     found = [group for group in _GROUPS if any(e.name == PLUGIN for e in importlib.metadata.entry_points(group=group))]
     if len(found) == len(_GROUPS):
-        return Finding("ok", "Plugin", f"vllm-vitals {importlib.metadata.version('vllm-vitals')}, vLLM loads it by itself")
+        return Finding(
+            "ok", "Plugin", f"vllm-vitals {importlib.metadata.version('vllm-vitals')}, vLLM loads it by itself"
+        )
     advice = f"{sys.executable} -m pip install --force-reinstall --no-deps 'vllm-vitals[tracing]'"
     return Finding("problem", "Plugin", "its entry points are not registered, so vLLM does not load it", advice)
 

@@ -31,6 +31,7 @@ class HttpSender:
         self._settings = settings
         self._tls = _tls(settings) if settings.secure else None
         self._connection: http.client.HTTPConnection | None = None
+        self._is_cut = False
         self._headers = {
             "content-type": "application/x-protobuf",
             "user-agent": f"vllm-vitals/{__version__}",
@@ -43,6 +44,7 @@ class HttpSender:
         if self._settings.gzip:
             packer = zlib.compressobj(1, zlib.DEFLATED, 31)
             data = packer.compress(data) + packer.flush()
+        self._is_cut = False
         deadline = time.monotonic() + timeout
         watchdog = threading.Timer(timeout, self.cut)
         watchdog.daemon = True
@@ -52,7 +54,7 @@ class HttpSender:
             try:
                 return self._post(data, deadline)
             except _STALE:
-                if fresh or time.monotonic() > deadline:
+                if fresh or self._is_cut:
                     raise
             self.close()  # the collector let go of the kept connection meanwhile
             return self._post(data, deadline)
@@ -61,7 +63,7 @@ class HttpSender:
             return Delivery("retry", reason=f"TLS: {error.verify_message}")
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            if time.monotonic() >= deadline:
+            if self._is_cut or time.monotonic() >= deadline:
                 return Delivery("retry", reason=f"no answer within {timeout:.3g} s")
             return Delivery("retry", reason=_words(error))
         finally:
@@ -69,6 +71,7 @@ class HttpSender:
 
     def cut(self) -> None:
         """Shut the socket of the call that is under way."""
+        self._is_cut = True
         connection = self._connection
         channel = None if connection is None else connection.sock
         if channel is not None:

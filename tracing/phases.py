@@ -42,14 +42,14 @@ def phases(sequence: Sequence) -> list[Phase]:
     """
     if sequence.queued is None or sequence.scheduled is None or sequence.first_token is None:
         return []
-    end = end_of(sequence)
-    marks = [sequence.arrival]
-    for mark in (sequence.queued, sequence.scheduled, sequence.first_token, end):
-        marks.append(min(max(mark, marks[-1]), end))
-    names = (INGRESS, QUEUE, PREFILL, DECODE)
-    result = [Phase(name, begin, then) for name, begin, then in zip(names, marks[:-1], marks[1:], strict=True)]
-    if sequence.output_tokens <= 1 and end <= marks[3]:
-        result.pop()  # one token: nothing was decoded
+    begin, end = sequence.arrival, end_of(sequence)
+    result: list[Phase] = []
+    for name, mark in ((INGRESS, sequence.queued), (QUEUE, sequence.scheduled), (PREFILL, sequence.first_token)):
+        then = begin if mark < begin else min(mark, end)
+        result.append(Phase(name, begin, then))
+        begin = then
+    if sequence.output_tokens > 1 or begin < end:  # one token: nothing was decoded
+        result.append(Phase(DECODE, begin, end))
     return result
 
 

@@ -155,7 +155,7 @@ class RequestMetricsSink:
         if not request.sequences:
             return self._models.get(request.model) or self._models[OTHER]
         first = request.sequences[0]
-        name = first.lora or first.model
+        name = first.lora or first.model or request.model or OTHER  # an old vLLM does not tell the served name
         model = self._models.get(name)
         if model is None:
             if len(self._models) > _MODELS:

@@ -29,7 +29,7 @@ _log: Final = logging.getLogger("vllm_vitals.tracing")
 
 
 class SpanSink:
-    """Spans to a collector. `take` builds and encodes; batches of 512 spans, or of `settings.delay`, go out from a daemon thread.
+    """Spans to a collector. `take` builds and encodes; a daemon thread sends batches of 512 spans or `settings.delay`.
 
     The thread starts with the first span. Every span is counted exactly once: emitted, failed or dropped. In a process
     forked from ours the sink is dead: it takes nothing and closes nothing.
@@ -153,7 +153,11 @@ class SpanSink:
             timeout = self._settings.timeout
             if (closing := self._deadline) is not None:
                 timeout = min(timeout, closing - _CUT_SECONDS - time.monotonic())
-            delivery = sender.send(data, timeout) if timeout > 0 else Delivery("retry", reason="shutting down")
+                if timeout <= 0:
+                    self._settle(batch.spans, {SPANS_DROPPED: batch.spans})
+                    self._drop_all()
+                    return
+            delivery = sender.send(data, timeout)
             self._tell(delivery)
             if delivery.end != "accepted":
                 self._counters.add(EXPORT_FAILURES)

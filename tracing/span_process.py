@@ -236,7 +236,8 @@ class ProcessSpanSink:
                 child.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 child.kill()
-                child.wait()  # at once: nothing in the child outlives SIGKILL
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(1.0)  # at once, unless the kernel holds it
         if channel is not None:
             channel.close()
 
@@ -259,7 +260,7 @@ def run(channel: socket.socket) -> None:
         for message in _messages(channel, buffer):
             if message is None:
                 is_open = False
-            elif message[:1] == _END:
+            elif message[0] == _END[0]:
                 deadline = marshal.loads(message[1:])  # noqa: S302
             else:
                 _take(sink, message[1:], counters)

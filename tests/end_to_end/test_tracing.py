@@ -7,18 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from support.calls import completion
 from support.exposition import series
 from support.fixtures import CACHE
 from support.otlp_receiver import OtlpReceiver, attributes
 from support.programs import VITALS
-from support.traced_traffic import Traffic
+from support.traced_traffic import SAMPLED, Traffic
 from support.traced_vllm import TracedVllm
 from support.waiting import wait_for
 
 SMALL_CACHE = ("--block-size", "32", "--num-gpu-blocks-override", "24", "--max-model-len", "512")
 PHASES = ["vllm.ingress", "vllm.queue", "vllm.prefill", "vllm.decode"]
 MILLISECOND = 1_000_000
-VLLM_CALLED_200 = {"hung-up-plain"}
+LAST_TRACE = 0xF1  # of the request just before the server stops
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +55,16 @@ def seen(tmp_path_factory):
             roots = {int(lines[name]["trace.id"], 16) for name in wanted}
             receiver.wait_for(lambda spans: roots <= {trace_of(span) for _, span in spans if span.kind == 2})
             requests = series(server_page(server, "/metrics/requests"))
+            lines_before = [*server.request_lines()]
+            traffic.send("last", "/v1/completions", completion(), {"traceparent": SAMPLED.format(LAST_TRACE)})
             assert server.interrupt(seconds=60) in {0, -2, 130}
         finally:
             server.stop()
         yield SimpleNamespace(
-            sent=traffic.sent,
+            sent={name: sent for name, sent in traffic.sent.items() if name != "last"},
             lines=lines,
-            all_lines=[*server.request_lines()],
+            all_lines=lines_before,
+            last_line=server.request_lines()[-1],
             output=server.output,
             page=series(page),
             requests=requests,
@@ -199,7 +203,7 @@ def test_token_counts_of_lines_spans_and_counters_reconcile_exactly(seen):
     assert cached == total(seen.page, "vllm:prompt_tokens_cached_total") > 0
     by_trace = defaultdict(int)
     for span in seen.spans:
-        if span.name == "llm_request":
+        if span.name == "llm_request" and trace_of(span) != LAST_TRACE:
             by_trace[f"{trace_of(span):032x}"] += attributes(span.attributes).get("gen_ai.usage.output_tokens", 0)
     assert by_trace == {
         line["trace.id"]: line["output_tokens"] for line in lines if "output_tokens" in line and line["trace.sampled"]
@@ -295,7 +299,7 @@ def test_lines_are_json_with_the_ids_of_the_request_that_they_are_about(seen):
     access = [
         json.loads(line) for line in seen.output.splitlines() if line.startswith("{") and '"uvicorn.access"' in line
     ]
-    served = [line for line in access if line["url.path"].startswith("/v1/")]
+    served = [line for line in access if line["url.path"].startswith("/v1/") and line["request_id"] != "last"]
     assert {line["request_id"] for line in served} >= {"plain", "chat", "no-model"}
     for line in served:
         assert line["trace.id"] == seen.lines[line["request_id"]]["trace.id"]
@@ -316,7 +320,7 @@ def test_request_metrics_count_every_outcome(seen):
 
 def test_the_plugin_counts_its_own_work_on_vllms_page(seen):
     info = [dict(labels) for name, labels in seen.page if name == "vllm_vitals_tracing_info"]
-    assert [(one["mode"], one["export"]) for one in info] == [("own", "process")]
+    assert [(one["mode"], one["export"]) for one in info] == [("own", "thread")]
     failures = {
         (name, labels): value
         for (name, labels), value in seen.page.items()
@@ -325,10 +329,16 @@ def test_the_plugin_counts_its_own_work_on_vllms_page(seen):
     assert not any(failures.values()), failures
 
 
+def test_what_finished_last_comes_out_when_the_server_stops(seen):
+    assert seen.last_line["request_id"] == "last"
+    names = {span.name for span in seen.spans if trace_of(span) == LAST_TRACE}
+    assert names == {"POST /v1/completions", "llm_request", *PHASES}
+
+
 def test_the_audit_log_holds_every_request_and_is_intact(seen):
     files = sorted(seen.folder.glob("audit.jsonl*"))
     files = [file for file in files if file.suffix != ".lock"]
     records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    assert {record["request_id"] for record in records if "request_id" in record} == {*seen.sent}
+    assert {record["request_id"] for record in records if "request_id" in record} == {*seen.sent, "last"}
     command = [VITALS, "audit", "verify", "--key-file", seen.folder / "audit.key", *files]
     assert subprocess.run(command, capture_output=True, text=True).returncode == 0

@@ -23,7 +23,11 @@ def seen():
     """A sabotaged server after some traffic."""
     with OtlpReceiver() as receiver:
         receiver.answers[:] = [HANG]
-        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_url, "PYTHONPATH": str(SABOTAGE)}
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_url,
+            "PYTHONPATH": str(SABOTAGE),
+            "VITALS_SABOTAGE": "abort_requests,finish",
+        }
         server = TracedVllm(CACHE, environment=environment)
         try:
             server.wait_until_ready()

@@ -138,13 +138,17 @@ class OtlpReceiver:
         self._stopping.set()
         self._http.shutdown()
         self._http.server_close()
+        self.drop()
+        self._grpc.stop(0).wait(5)
+        self._pool.shutdown(wait=True)
+
+    def drop(self) -> None:
+        """Close the HTTP connections that are open now."""
         with self._lock:
             channels, self._open = self._open, set()
         for channel in channels:
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)
-        self._grpc.stop(0).wait(5)
-        self._pool.shutdown(wait=True)
 
     def url(self, protocol: str) -> str:
         return self.grpc_url if protocol == "grpc" else self.http_url

@@ -1,5 +1,6 @@
 """The hand-written encoder says what the official protobufs say."""
 
+import contextlib
 import math
 
 import pytest
@@ -90,13 +91,6 @@ def test_every_field_of_a_span_reads_as_written(spans):
             assert (int.from_bytes(link.trace_id), int.from_bytes(link.span_id)) == wanted
 
 
-@given(SPANS)
-def test_the_official_classes_write_no_shorter_bytes(span):
-    found = decoded(span).scope_spans[0].spans[0]
-    # Zeros that proto3 leaves out may stand in ours: kind, times, status.
-    assert len(span_bytes(span)) - len(found.SerializeToString()) <= 8 + 3 + 2 + 9 + 9 + 9 * len(span.events)
-
-
 @pytest.mark.parametrize("size", [0, 1, 63, 125, 126, 127, 128, 129, 4000, 4095, 4096, 16_383, 16_384, 3_000_000])
 def test_strings_of_any_length_survive(size):
     assert one("x" * size) == "x" * size
@@ -163,10 +157,8 @@ def test_a_negative_rejection_counts_for_none():
 
 @given(st.binary(max_size=60))
 def test_garbage_as_an_answer_is_a_value_error_or_a_number(data):
-    try:
+    with contextlib.suppress(ValueError):
         assert rejected_spans(data) >= 0
-    except ValueError:
-        pass
     assert retry_delay(data) is None or retry_delay(data) >= 0
 
 

@@ -205,7 +205,7 @@ def test_an_error_names_variable_found_and_expected_but_no_secret(name, value, w
 
 
 def test_an_error_in_the_flag_names_the_flag():
-    with pytest.raises(ConfigError, match="^--otlp-traces-endpoint: expected http"):
+    with pytest.raises(ConfigError, match=r"^--otlp-traces-endpoint: expected http"):
         otlp_settings({}, "ftp://c")
 
 

@@ -167,6 +167,12 @@ def test_a_lora_adapter_that_was_loaded_later_counts_under_its_name_and_from_the
     assert number(values, "requests_total", "sql-adapter", "client_error") == 1
 
 
+@pytest.mark.parametrize(("asked_for", "name"), [("llama", "llama"), ("", "other")])
+def test_where_vllm_does_not_tell_the_served_name_the_one_that_it_took_stands(asked_for, name):
+    values = counted(request(sequence(model=""), model=asked_for), models=())
+    assert number(values, "requests_total", name, "ok") == 1
+
+
 def test_the_number_of_adapters_is_bounded():
     values = counted(*(request(sequence(lora=f"adapter-{n}")) for n in range(500)))
     models = {labels[0] for family, labels in values.numbers if family == "vllm_vitals_requests_total"}

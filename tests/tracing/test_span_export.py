@@ -9,7 +9,18 @@ import pytest
 from support.certificates import Authority
 from support.finished_requests import request, sequence
 from support.http import free_port
-from support.otlp_receiver import GARBAGE, HANG, NOT_HTTP, RESET, Answer, OtlpReceiver, elapsed, partial, settled, status
+from support.otlp_receiver import (
+    GARBAGE,
+    HANG,
+    NOT_HTTP,
+    RESET,
+    Answer,
+    OtlpReceiver,
+    elapsed,
+    partial,
+    settled,
+    status,
+)
 from vllm_vitals.tracing.counters import EXPORT_FAILURES, SPANS_DROPPED, SPANS_EMITTED, SPANS_FAILED, Counters
 from vllm_vitals.tracing.otlp_settings import otlp_settings
 from vllm_vitals.tracing.records import Trace
@@ -278,6 +289,26 @@ def test_close_keeps_its_deadline_and_every_span_is_accounted_for(receiver, sink
         receiver.wait_for_calls(1)
     assert elapsed(lambda: sink.close(time.monotonic() + 0.8)) < 5  # a call may take 10
     assert counts(sink) == (0, 0, 300 * SPANS)
+
+
+@BOTH
+def test_close_does_not_wait_for_a_collector_that_fails_now(receiver, sink_to, protocol):
+    receiver.answers = [status(503)]
+    sink = sink_to(receiver.url(protocol), protocol)
+    for number in range(300):
+        sink.take(sampled(number))
+    assert elapsed(lambda: sink.close(time.monotonic() + 60)) < 20
+    assert counts(sink) == (0, 0, 300 * SPANS)
+
+
+def test_a_kept_connection_that_the_collector_closed_is_no_failure(receiver, sink_to):
+    sink = sink_to(receiver.http_url, "http/protobuf")
+    sink.take(sampled(1))
+    settled(lambda: counts(sink) == (SPANS, 0, 0), "the first count")
+    receiver.drop()
+    sink.take(sampled(2))
+    settled(lambda: counts(sink) == (2 * SPANS, 0, 0), "the second count")
+    assert sink._counters.total(EXPORT_FAILURES) == 0
 
 
 def test_trouble_is_logged_once_and_its_end_once_and_no_secret_ever(receiver, sink_to, caplog):

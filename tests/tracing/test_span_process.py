@@ -165,6 +165,7 @@ def test_close_keeps_its_deadline_with_a_collector_that_hangs(receiver, sink_to)
     assert elapsed(lambda: sink.close(time.monotonic() + 1)) < 5
     assert counts(sink) == (0, 0, SPANS)
     assert is_gone(child)
+    assert sink._counters.total(EXPORT_FAILURES) == 1, "the child ended by itself, so it could tell of its failure"
 
 
 def test_a_stopped_child_fills_the_backlog_and_the_oldest_go(receiver, sink_to, monkeypatch):

@@ -243,6 +243,13 @@ def test_a_sequence_that_went_well_is_no_error_beside_one_that_did_not():
     assert attributes_of(bad)["error.type"] == "500"
 
 
+def test_nothing_comes_after_the_api_server_let_go_of_it():
+    late = sequence(last_token=T0 + 3000, finished=T0 + 1.03)
+    root, llm, *parts = spans_of(traced(late))
+    assert llm.end_ns == parts[-1].end_ns == round((T0 + 1.03) * 1e9)
+    assert root.end_ns == round((T0 + 1.05) * 1e9)
+
+
 def test_one_token_has_no_decode():
     spans = spans_of(traced(sequence(decode=0.0, output_tokens=1)))
     assert "vllm.decode" not in by_name(spans)
@@ -294,9 +301,7 @@ def test_long_ids_are_cut():
 
 
 def test_ids_of_the_caller_and_hashes_stand_on_the_root():
-    found = attributes_of(
-        spans_of(traced(sequence(), user="u#", headers={"x-api-key": "h#"}, session_id="s"))[0]
-    )
+    found = attributes_of(spans_of(traced(sequence(), user="u#", headers={"x-api-key": "h#"}, session_id="s"))[0])
     assert found["user.hash"] == "u#"
     assert found["http.request.header.x-api-key"] == ("h#",)
     assert (found["gen_ai.conversation.id"], found["vllm.request_id"]) == ("s", "1")
