@@ -5,8 +5,8 @@ leaves a choice or vLLM does otherwise:
 
 - Without OTEL_EXPORTER_OTLP_[TRACES_]PROTOCOL the protocol is gRPC, as in vLLM; an endpoint with port 4318 or a path
   that ends in /v1/traces is HTTP nevertheless, since nothing else listens there.
-- OTEL_EXPORTER_OTLP_[TRACES_]TIMEOUT counts milliseconds. OpenTelemetry's Python SDK, so vLLM's own tracing, takes the
-  same variable for seconds.
+- OTEL_EXPORTER_OTLP_[TRACES_]TIMEOUT counts milliseconds. OpenTelemetry's Python SDK, so vLLM's own tracing in the same
+  process, takes the same variable for seconds: a number below 100, which no collector meets in milliseconds, is seconds.
 - OTEL_BSP_SCHEDULE_DELAY (milliseconds, 1000 here) and OTEL_BSP_MAX_QUEUE_SIZE (spans, 16384 here) hold for us, too.
 - Compression is gzip unless the variable says `none`.
 - An endpoint without a scheme (`collector:4317`, gRPC only) is spoken to with TLS unless ..._INSECURE is true; one that
@@ -35,6 +35,7 @@ _TRACES: Final = "OTEL_EXPORTER_OTLP_TRACES_"
 _FLAG: Final = "--otlp-traces-endpoint"
 _TIMEOUT: Final = 10_000  # milliseconds, the specification's default
 _LONGEST_TIMEOUT: Final = 300_000
+_SURELY_SECONDS: Final = 100
 _DELAY: Final = 1000  # milliseconds; the SDKs wait 5000
 _QUEUE: Final = 16_384  # the SDKs hold 2048, a burst of 340 requests
 _LARGEST_QUEUE: Final = 1_000_000
@@ -115,6 +116,7 @@ def otlp_settings(environ: Mapping[str, str], endpoint: str | None = None) -> Ot
         where, credentials = _collector(environ, place, text, protocol)
         if credentials and "authorization" not in dict(headers):
             headers += (("authorization", credentials),)
+    timeout = _whole(*_signal(environ, "TIMEOUT"), "milliseconds", _TIMEOUT, _LONGEST_TIMEOUT)
     return OtlpSettings(
         where.protocol,
         where.host,
@@ -123,7 +125,7 @@ def otlp_settings(environ: Mapping[str, str], endpoint: str | None = None) -> Ot
         where.target,
         where.secure,
         headers,
-        _whole(*_signal(environ, "TIMEOUT"), "milliseconds", _TIMEOUT, _LONGEST_TIMEOUT) / 1000,
+        timeout if timeout < _SURELY_SECONDS else timeout / 1000,
         _choice(*_signal(environ, "COMPRESSION"), "gzip", ("gzip", "none")) == "gzip",
         *_files(environ),
         legacy_names="gen_ai/dup" in _list(environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "")),

@@ -4,7 +4,8 @@
                   idle() <-- what the child counted, every second --/
 
 The child is this module run as a program. It learns everything over the socket, so that nothing of it stands in its
-arguments, and ends when the socket does: whether its parent closed it or died.
+arguments, and ends when the socket does: whether its parent closed it or died. It leaves the family at once: with several
+API servers vLLM stops by killing each of them with all its descendants, and what they had sent must still come out.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ _NICENESS: Final = 10
 
 _REQUEST: Final = b"r"
 _END: Final = b"e"
+_PID: Final = "pid"
 
 _log: Final = logging.getLogger("vllm_vitals.tracing")
 
@@ -65,7 +67,9 @@ class ProcessSpanSink:
         self._setup = pickle.dumps((settings, dict(resource)))
         self._counters = counters
         self._pid = os.getpid()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._starter: subprocess.Popen[bytes] | None = None
+        self._child_pid: int | None = None
+        self._child: int | None = None  # file descriptor that stands for the process, whatever becomes of its number
         self._channel: socket.socket | None = None
         self._backlog: deque[tuple[int, bytes]] = deque()  # spans, message
         self._backlog_bytes = 0
@@ -77,8 +81,8 @@ class ProcessSpanSink:
 
     @property
     def child_pid(self) -> int | None:
-        """The child's process id while it runs."""
-        return None if self._child is None else self._child.pid
+        """The child's process id, once it told."""
+        return self._child_pid
 
     @property
     def waiting(self) -> int:
@@ -87,7 +91,7 @@ class ProcessSpanSink:
 
     def start(self) -> None:
         """Start the child, unless it runs or has to wait; never raises."""
-        if os.getpid() != self._pid or self._is_closed or self._child is not None:
+        if os.getpid() != self._pid or self._is_closed or self._channel is not None:
             return
         now = time.monotonic()
         if now < self._next_start:
@@ -124,8 +128,7 @@ class ProcessSpanSink:
         if os.getpid() != self._pid or self._is_closed:
             return
         self._flush()
-        self._read_reports()
-        if self._child is not None and self._child.poll() is not None:
+        if not self._read_reports() and self._channel is not None:
             self._lost()
 
     def close(self, deadline: float) -> None:
@@ -160,7 +163,7 @@ class ProcessSpanSink:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
             ours.setblocking(False)
             ours.send(self._setup)
-            self._child = subprocess.Popen(
+            self._starter = subprocess.Popen(
                 # -P: the working directory must not shadow modules.
                 [sys.executable, "-P", "-m", __spec__.name, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
@@ -210,6 +213,9 @@ class ProcessSpanSink:
             if not data:
                 return False
             for (kind, detail), number in marshal.loads(data).items():  # noqa: S302 - our child wrote it
+                if kind == _PID:
+                    self._meet(number)
+                    continue
                 self._counters.add(kind, number, detail)
                 if kind in {SPANS_EMITTED, SPANS_DROPPED, SPANS_FAILED}:
                     self._outstanding -= number
@@ -227,17 +233,28 @@ class ProcessSpanSink:
         _log.warning("the process that exports spans ended; another one starts")
         self._reap(time.monotonic())
 
+    def _meet(self, pid: int) -> None:
+        """Take note of the child's number, which it tells first."""
+        self._child_pid = pid
+        with contextlib.suppress(OSError):  # gone again, or a kernel before 5.3
+            self._child = os.pidfd_open(pid)
+
     def _reap(self, deadline: float) -> None:
         """Wait for the child until a deadline, then kill it, and let go of the socket."""
-        child, self._child = self._child, None
+        starter, self._starter = self._starter, None
         channel, self._channel = self._channel, None
+        child, self._child = self._child, None
+        self._child_pid = None
         if child is not None:
-            try:
-                child.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(1.0)  # at once, unless the kernel holds it
+            if not select.select((child,), (), (), max(0.0, deadline - time.monotonic()))[0]:
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.close(child)
+        if starter is not None:
+            if child is None:  # it never came so far as to tell its number
+                starter.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                starter.wait(1.0)  # at once, unless the kernel holds it
         if channel is not None:
             channel.close()
 
@@ -247,6 +264,7 @@ def run(channel: socket.socket) -> None:
     if not (setup := channel.recv(_MESSAGE_BYTES)):
         return  # the parent is gone already
     settings, resource = pickle.loads(setup)  # noqa: S301 - our parent wrote it
+    channel.send(marshal.dumps({(_PID, ""): os.getpid()}))
     counters = Counters()
     sink = SpanSink(settings, resource, counters)
     told: dict[tuple[str, str], int] = {}
@@ -310,6 +328,8 @@ def _report(channel: socket.socket, counters: Counters, told: dict[tuple[str, st
 
 def main() -> None:
     """Run as the child: the only argument is the socket's descriptor."""
+    if os.fork():
+        os._exit(0)  # nobody's child any more
     for number in (signal.SIGINT, signal.SIGTERM):  # a service manager ends all at once: the socket's end counts
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):

@@ -145,6 +145,11 @@ def test_times_are_milliseconds_and_compression_is_gzip_unless_told():
     assert (found.timeout, found.gzip) == (1.5, False)
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("10", 10.0), ("99", 99.0), ("100", 0.1), ("30000", 30.0)])
+def test_a_timeout_meant_for_the_python_sdk_is_not_taken_for_milliseconds(text, seconds):
+    assert otlp_settings(GRPC | {"OTEL_EXPORTER_OTLP_TIMEOUT": text}).timeout == seconds
+
+
 def test_the_batch_processors_variables_hold_for_us():
     assert (otlp_settings(GRPC).delay, otlp_settings(GRPC).queue) == (1.0, 16_384)
     found = otlp_settings(GRPC | {"OTEL_BSP_SCHEDULE_DELAY": "500", "OTEL_BSP_MAX_QUEUE_SIZE": "100"})

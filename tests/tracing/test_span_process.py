@@ -8,9 +8,11 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+import psutil
 import pytest
 from support.finished_requests import T0, request, sequence
 from support.otlp_receiver import HANG, OtlpReceiver, elapsed, settled
+from support.waiting import wait_for
 from vllm_vitals.tracing import span_process
 from vllm_vitals.tracing.counters import EXPORT_FAILURES, SPANS_DROPPED, SPANS_EMITTED, SPANS_FAILED, Counters
 from vllm_vitals.tracing.otlp_settings import otlp_settings
@@ -66,6 +68,16 @@ def is_gone(pid):
         return True
 
 
+def pid_of(sink):
+    """Return the child's process id; it tells it when it runs."""
+
+    def told():
+        sink.idle()
+        return sink.child_pid
+
+    return wait_for(told, "the child", pause=0.01)
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_spans_and_counts_come_through_the_child(receiver, sink_to, protocol):
     sink = sink_to(receiver.url(protocol), protocol)
@@ -82,12 +94,13 @@ def test_no_secret_stands_in_the_childs_arguments_and_it_is_nice(receiver, sink_
     sink = sink_to(receiver.http_url)
     sink.take(sampled())
     receiver.wait_for(lambda spans: spans)
-    command = Path(f"/proc/{sink.child_pid}/cmdline").read_bytes()
+    command = Path(f"/proc/{pid_of(sink)}/cmdline").read_bytes()
     assert b"vllm_vitals.tracing.span_process" in command
     assert b"s3cret" not in command
     assert b"http" not in command
-    assert os.getpriority(os.PRIO_PROCESS, sink.child_pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
-    assert os.getsid(sink.child_pid) == sink.child_pid
+    assert os.getpriority(os.PRIO_PROCESS, pid_of(sink)) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    assert os.getsid(pid_of(sink)) != os.getsid(0)
+    assert psutil.Process(pid_of(sink)) not in psutil.Process().children(recursive=True)
 
 
 def test_the_child_imports_neither_vllm_nor_grpc_nor_opentelemetry():
@@ -113,7 +126,7 @@ def test_a_killed_child_is_replaced_and_its_spans_are_accounted_for(receiver, si
     sink.take(sampled(1))
     receiver.wait_for(lambda spans: spans)
     settled(lambda: counts(sink) == (SPANS, 0, 0), "the counts")
-    first = sink.child_pid
+    first = pid_of(sink)
     os.kill(first, signal.SIGSTOP)
     sink.take(sampled(2))  # goes down with it
     os.kill(first, signal.SIGKILL)
@@ -149,7 +162,7 @@ def test_close_brings_out_what_is_left_and_ends_the_child(receiver, sink_to):
     sink = sink_to(receiver.http_url)
     for number in range(300):
         sink.take(sampled(number))
-    child = sink.child_pid
+    child = pid_of(sink)
     sink.close(time.monotonic() + 15)
     assert len(receiver.spans()) == 300 * SPANS
     assert counts(sink) == (300 * SPANS, 0, 0)
@@ -160,7 +173,7 @@ def test_close_keeps_its_deadline_with_a_collector_that_hangs(receiver, sink_to)
     receiver.answers = [HANG]
     sink = sink_to(receiver.http_url)
     sink.take(sampled())
-    child = sink.child_pid
+    child = pid_of(sink)
     receiver.wait_for_calls(1)
     assert elapsed(lambda: sink.close(time.monotonic() + 1)) < 5
     assert counts(sink) == (0, 0, SPANS)
@@ -173,12 +186,12 @@ def test_a_stopped_child_fills_the_backlog_and_the_oldest_go(receiver, sink_to, 
     sink = sink_to(receiver.http_url)
     sink.take(sampled(1))
     receiver.wait_for(lambda spans: spans)
-    os.kill(sink.child_pid, signal.SIGSTOP)
+    os.kill(pid_of(sink), signal.SIGSTOP)
     for number in range(2000):
         sink.take(sampled(number))
     assert len(sink._backlog) == 50
     assert counts(sink)[2] > 0
-    os.kill(sink.child_pid, signal.SIGCONT)
+    os.kill(pid_of(sink), signal.SIGCONT)
     sink.close(time.monotonic() + 15)
     emitted, failed, dropped = counts(sink)
     assert failed == 0
@@ -215,7 +228,7 @@ def test_signals_do_not_end_the_child_before_its_parent(receiver, sink_to):
     sink.take(sampled(1))
     receiver.wait_for(lambda spans: spans)
     for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(sink.child_pid, number)
+        os.kill(pid_of(sink), number)
     sink.take(sampled(2))
     sink.close(time.monotonic() + 10)
     assert traces(receiver) == {1, 2}
@@ -231,6 +244,8 @@ def test_the_child_flushes_and_ends_when_its_parent_is_killed(receiver, tmp_path
         "from vllm_vitals.tracing.span_process import ProcessSpanSink\n"
         "sink = ProcessSpanSink(otlp_settings(os.environ), {}, Counters())\n"
         "sink.take(unpacked(bytes.fromhex(sys.argv[1])))\n"
+        "while sink.child_pid is None:\n"
+        "    sink.idle()\n"
         "print(sink.child_pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
