@@ -6,7 +6,7 @@ leaves a choice or vLLM does otherwise:
 - Without OTEL_EXPORTER_OTLP_[TRACES_]PROTOCOL the protocol is gRPC, as in vLLM; an endpoint with port 4318 or a path
   that ends in /v1/traces is HTTP nevertheless, since nothing else listens there.
 - OTEL_EXPORTER_OTLP_[TRACES_]TIMEOUT counts milliseconds. OpenTelemetry's Python SDK, so vLLM's own tracing in the same
-  process, takes the same variable for seconds: a number below 100, which no collector meets in milliseconds, is seconds.
+  process, takes the same variable for seconds: a number below 100, too short in milliseconds, is seconds.
 - OTEL_BSP_SCHEDULE_DELAY (milliseconds, 1000 here) and OTEL_BSP_MAX_QUEUE_SIZE (spans, 16384 here) hold for us, too.
 - Compression is gzip unless the variable says `none`.
 - An endpoint without a scheme (`collector:4317`, gRPC only) is spoken to with TLS unless ..._INSECURE is true; one that

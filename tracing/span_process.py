@@ -4,8 +4,8 @@
                   idle() <-- what the child counted, every second --/
 
 The child is this module run as a program. It learns everything over the socket, so that nothing of it stands in its
-arguments, and ends when the socket does: whether its parent closed it or died. It leaves the family at once: with several
-API servers vLLM stops by killing each of them with all its descendants, and what they had sent must still come out.
+arguments, and ends when the socket does: whether its parent closed it or died. It leaves the family at once: with
+several API servers vLLM stops by killing each with all its descendants, and what they had sent must still come out.
 """
 
 import contextlib

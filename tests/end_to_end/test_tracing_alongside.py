@@ -1,8 +1,12 @@
 """A real vLLM whose own tracing is on and whose statistics are off: what kills it without the plugin, works with it."""
 
+import os
+import signal
+import threading
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from support.calls import completion, post
@@ -13,6 +17,7 @@ from support.traced_traffic import Traffic
 from support.traced_vllm import TracedVllm
 from support.vllm_server import VllmServer
 from support.waiting import wait_for
+from vllm_vitals.tracing.fatal import fatal_counts
 
 PHASES = ["vllm.ingress", "vllm.queue", "vllm.prefill", "vllm.decode"]
 MILLISECOND = 1_000_000
@@ -20,16 +25,17 @@ FINISHED = {"plain", "chat", "stream", "usage", "siblings", "two-prompts", "one-
 
 
 @pytest.fixture(scope="module")
-def servers():
+def servers(tmp_path_factory):
     """vLLM with and without the plugin, both told to trace and to keep no statistics."""
+    state = tmp_path_factory.mktemp("state")
     with OtlpReceiver() as receiver, OtlpReceiver() as other:
-        environment = {"OTEL_BSP_SCHEDULE_DELAY": "300"}
+        environment = {"OTEL_BSP_SCHEDULE_DELAY": "300", "VLLM_VITALS_STATE_DIR": str(state)}
         flags = ("--disable-log-stats", "--otlp-traces-endpoint")
         traced = TracedVllm(CACHE, *flags, receiver.grpc_url, environment=environment)
         native = VllmServer(CACHE, *flags, other.grpc_url, environment=environment)
         try:
             traced.wait_until_ready()
-            yield SimpleNamespace(traced=traced, native=native, receiver=receiver)
+            yield SimpleNamespace(traced=traced, native=native, receiver=receiver, state=state)
         finally:
             traced.stop()
             native.stop()
@@ -154,3 +160,33 @@ def test_start_up_spans_stay(seen):
 
 def test_the_page_says_which_mode_is_active(servers):
     assert 'mode="alongside"' in servers.traced.page()
+
+
+def test_an_engine_that_dies_names_the_requests_that_it_takes_along(servers, seen):
+    server = servers.traced
+    traffic = Traffic(server.url)
+    threads = [
+        threading.Thread(
+            target=traffic.send, args=(f"lost-{n}", "/v1/completions", completion(max_tokens=900)), daemon=True
+        )
+        for n in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: 'vllm:num_requests_running{engine="0",model_name="tiny"} 3.0' in server.page(), "3 at work")
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    os.kill(core.pid, signal.SIGKILL)
+    wait_for(lambda: {line["request_id"] for line in server.request_lines()} >= {"lost-0", "lost-1", "lost-2"}, "lines")
+    for line in server.request_lines():
+        if line["request_id"].startswith("lost-"):
+            assert (line["outcome"], line["error.type"]) == ("server_error", "EngineDeadError")
+            assert line["output_tokens"] > 0
+    told = wait_for(lambda: [one for one in server.lines() if one["log.logger"] == "vllm_vitals.fatal"], "the death")
+    assert len(told) == 1
+    assert {"lost-0", "lost-1", "lost-2"} <= {*told[0]["request_ids"]}
+    assert fatal_counts(servers.state)["engine_dead"] == 1
+    traces = {line["trace.id"] for line in server.request_lines() if line["request_id"].startswith("lost-")}
+    servers.receiver.wait_for(
+        lambda spans: traces <= {s.trace_id.hex() for _, s in spans if s.name == "llm_request" and s.status.code == 2}
+    )

@@ -1,0 +1,176 @@
+"""What is made of what middleware and hooks saw."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from vllm_vitals.tracing.assembly import Assembly
+from vllm_vitals.tracing.durations import Durations, from_span
+from vllm_vitals.tracing.exchange import Exchange
+from vllm_vitals.tracing.phases import phases
+from vllm_vitals.tracing.sampling import Sampler
+from vllm_vitals.tracing.timeline import Timeline
+from vllm_vitals.tracing_settings import SamplingSettings
+
+QUEUED, SCHEDULED, PREEMPTED = 1, 2, 3
+
+
+@pytest.fixture
+def assembly():
+    """Makes records as a server of the model `tiny` does."""
+    return Assembly(Sampler(SamplingSettings(), {}), model="tiny", hash_text=lambda text: f"hash({text})")
+
+
+def event(kind, timestamp):
+    return SimpleNamespace(type=kind, timestamp=timestamp)
+
+
+def state(**others):
+    """Return what the hooks read of vLLM's request state."""
+    fields = {
+        "request_id": "cmpl-a-0-1234", "external_req_id": "cmpl-a-0", "request_index": 0, "lora_name": None,
+        "prompt_len": 20, "num_cached_tokens": 4, "max_tokens_param": 9, "temperature": 0.0, "top_p": 1.0, "n": 1,
+        "parent_req": None,
+    }  # fmt: skip
+    return SimpleNamespace(**fields | others)
+
+
+def timeline(shift=0.0, *, arrived=2.0, reason="length", exchange=None, **more):
+    """Return a sequence that took a second: 0.1 ingress, 0.2 queue, 0.3 prefill, 0.4 decode, finished a little later.
+
+    Args:
+        shift: of the engine's monotonic clock against ours.
+        arrived: seconds ago.
+    """
+    monotonic, wall = time.monotonic() - arrived, time.time() - arrived
+    stats = SimpleNamespace(
+        arrival_time=wall, queued_ts=monotonic + shift + 0.1, scheduled_ts=monotonic + shift + 0.3,
+        first_token_ts=monotonic + shift + 0.6, last_token_ts=monotonic + shift + 1.0, num_generation_tokens=9,
+    )  # fmt: skip
+    made = Timeline(exchange, stats)
+    made.finish(state(**more), reason)
+    made.finished = wall + 1.004
+    made.done = True
+    return made
+
+
+def exchange(**headers):
+    """Return an HTTP request that was answered."""
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"method": "POST", "path": "/v1/completions", "headers": pairs, "client": None, "server": ("::1", 8000)}
+    made = Exchange(scope, "a", Sampler(SamplingSettings(), {}).begin(None), time.time() - 2)
+    made.status = 200
+    made.ended = time.time()
+    return made
+
+
+def test_engine_times_become_wall_times(assembly):
+    request = assembly.alone(timeline())
+    (sequence,) = request.sequences
+    assert sequence.timing == "events"
+    assert not sequence.remote_clock
+    assert [phase.seconds for phase in phases(sequence)] == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.005)
+    assert (sequence.input_tokens, sequence.cached_tokens, sequence.output_tokens) == (20, 4, 9)
+    assert (sequence.temperature, sequence.n) == (0.0, 1)
+
+
+@pytest.mark.parametrize("shift", [86_400.0, -86_400.0, 5.0, -5.0])
+def test_an_engine_on_another_host_is_anchored_on_its_last_message_and_marked(assembly, shift):
+    (sequence,) = assembly.alone(timeline(shift)).sequences
+    assert sequence.remote_clock
+    assert sequence.arrival <= sequence.queued
+    assert sequence.last_token <= sequence.finished + 0.001
+    assert [phase.seconds for phase in phases(sequence)] == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.01)
+
+
+def test_an_api_server_that_lags_behind_is_no_other_host(assembly):
+    lagging = timeline()
+    lagging.finished += 0.9
+    assert not assembly.alone(lagging).sequences[0].remote_clock
+
+
+def test_each_preemption_has_its_interval(assembly):
+    made = timeline()
+    begin = made.stats.first_token_ts
+    made.events = [
+        [event(QUEUED, 1), event(SCHEDULED, 2), event(PREEMPTED, begin + 0.1)],
+        [event(SCHEDULED, begin + 0.15)],
+        [event(PREEMPTED, begin + 0.2), event(SCHEDULED, begin + 0.3)],
+    ]
+    lengths = [resumed - preempted for preempted, resumed in assembly.alone(made).sequences[0].preemptions]
+    assert lengths == pytest.approx([0.05, 0.1])
+
+
+def test_a_preemption_that_never_ended_ends_with_the_request(assembly):
+    made = timeline(reason="abort")
+    made.events = [[event(PREEMPTED, made.stats.last_token_ts + 0.001)]]
+    request = assembly.alone(made)
+    ((begin, end),) = request.sequences[0].preemptions
+    assert begin < end == request.sequences[0].finished
+    assert (request.outcome, request.error_type) == ("aborted", "aborted")
+
+
+def test_aborted_before_the_first_token_has_no_phases(assembly):
+    made = timeline(reason="abort")
+    made.stats.queued_ts = made.stats.scheduled_ts = made.stats.first_token_ts = made.stats.last_token_ts = 0.0
+    made.stats.num_generation_tokens = 0
+    (sequence,) = assembly.alone(made).sequences
+    assert sequence.timing == "none"
+    assert not sequence.prefilled
+    assert phases(sequence) == []
+
+
+def test_statistics_that_are_off_leave_the_rest(assembly):
+    made = Timeline(None, None)
+    made.finish(state(), "stop")
+    made.done = True
+    (sequence,) = assembly.alone(made).sequences
+    assert (sequence.finish_reason, sequence.input_tokens, sequence.timing) == ("stop", 20, "none")
+
+
+def test_n_is_the_parents(assembly):
+    parent = SimpleNamespace(sampling_params=SimpleNamespace(n=3))
+    assert assembly.alone(timeline(parent_req=parent)).sequences[0].n == 3
+
+
+def test_an_error_of_the_engine_outweighs_the_status(assembly):
+    http = exchange()
+    lost = timeline(reason="error", exchange=http)
+    lost.error_type = "EngineDeadError"
+    request = assembly.request(http, [lost])
+    assert (request.outcome, request.error_type) == ("server_error", "EngineDeadError")
+
+
+def test_a_sequence_that_outlives_its_request_hangs_below_it(assembly):
+    http = exchange()
+    late = assembly.alone(timeline(exchange=http))
+    assert late.request_id == "a"
+    assert late.trace.trace_id == http.trace_id
+    assert late.trace.parent_span_id == http.span_id
+
+
+def test_the_session_is_found_where_it_is_said_first(assembly):
+    http = exchange(x_session_id="header")
+    http.body = [b'{"session_id": "body", "user": "mary"}']
+    assert assembly.request(http, []).session_id == "body"
+    http.body = [b'{"vllm_xargs": {"session_id": "xargs"}, "user": "mary"}']
+    assert assembly.request(http, []).session_id == "xargs"
+    http.body = [b'{"user": "mary"}']
+    assert assembly.request(http, []).session_id == "header"
+    http = exchange()
+    http.body = [b'{"user": "mary"}']
+    assert assembly.request(http, []).session_id == "hash(mary)"
+
+
+def test_nothing_is_sampled_where_spans_go_nowhere():
+    dark = Assembly(Sampler(SamplingSettings(), {}), hash_text=str, exporting=False)
+    assert not dark.request(exchange(), []).trace.sampled
+
+
+def test_durations_of_vllms_span_are_stacked_from_its_start():
+    told = {
+        "gen_ai.latency.e2e": 1.0, "gen_ai.latency.time_in_queue": 0.2, "gen_ai.latency.time_in_model_inference": 0.7,
+        "gen_ai.latency.time_in_model_decode": 0.4, "gen_ai.usage.completion_tokens": 9,
+    }  # fmt: skip
+    assert from_span(told, 100.0) == pytest.approx(Durations(100.0, 100.1, 100.3, 100.6, 101.0, 9))
+    assert from_span({}, 100.0) is None
