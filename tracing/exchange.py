@@ -1,5 +1,6 @@
 """One HTTP request while vLLM serves it: written on the event loop, read on the drain thread once it is over."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .sampling import Head
@@ -10,12 +11,11 @@ if TYPE_CHECKING:
 
 
 class Exchange:
-    """What the middleware sees; plain slots, since each request makes one on vLLM's event loop.
+    """What the middleware sees. Each request makes one on vLLM's event loop, so what is not set stays with the class.
 
     Attributes:
         scope: the ASGI scope, kept by reference until the request is reported.
-        request_id: the caller's X-Request-Id, or a new one.
-        head: trace and first sampling decision.
+        raw_id: the caller's X-Request-Id, or a new one.
         started, ended, first_byte: Unix seconds; 0 until they happen.
         status: of the answer, 0 before it begins.
         streamed: the answer is a stream of server-sent events.
@@ -26,31 +26,41 @@ class Exchange:
         body_bytes: its size so far, negative once dropped.
         sequences: what the engine made of it.
         released: the drain thread stopped waiting for sequences: they report themselves.
+        waits_until: monotonic seconds; written by the drain thread.
     """
 
-    __slots__ = (
-        "body", "body_bytes", "complete", "disconnected", "ended", "error_type", "first_byte", "head", "released",
-        "request_id", "scope", "sequences", "span_id", "started", "status", "streamed", "waits_until",
-    )  # fmt: skip
+    ended = first_byte = waits_until = 0.0
+    status = body_bytes = 0
+    streamed = complete = disconnected = released = False
+    error_type = ""
+    body: list[bytes] | None = None
+    sequences: "list[Timeline] | None" = None
 
-    def __init__(self, scope: Any, request_id: str, head: Head, started: float) -> None:
+    def __init__(self, scope: Any, raw_id: bytes, decide: Callable[[Any], Head], started: float) -> None:
         self.scope = scope
-        self.request_id = request_id
-        self.head = head
-        self.span_id = new_span_id()
+        self.raw_id = raw_id
+        self._decide = decide
         self.started = started
-        self.ended = 0.0
-        self.first_byte = 0.0
-        self.status = 0
-        self.streamed = False
-        self.complete = False
-        self.disconnected = False
-        self.error_type = ""
-        self.body: list[bytes] = []
-        self.body_bytes = 0
-        self.sequences: list[Timeline] = []
-        self.released = False
-        self.waits_until = 0.0
+
+    # Made when first asked for: mostly by the drain thread, or by the log line of an access. Should both ask at once,
+    # setdefault lets one of them win.
+
+    @property
+    def head(self) -> Head:
+        """Trace and first sampling decision."""
+        made: Head | None = self.__dict__.get("_head")
+        return made if made is not None else self.__dict__.setdefault("_head", self._decide(self.scope))
+
+    @property
+    def span_id(self) -> int:
+        """Our span of this request."""
+        made: int | None = self.__dict__.get("_span_id")
+        return made if made is not None else self.__dict__.setdefault("_span_id", new_span_id())
+
+    @property
+    def request_id(self) -> str:
+        """The id as text."""
+        return self.raw_id.decode("ascii")
 
     @property
     def trace_id(self) -> int:

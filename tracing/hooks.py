@@ -167,6 +167,8 @@ def _begin(state: Any, request: Any) -> None:
     timeline.session_id = getattr(request, "session_id", None)
     if exchange is None:
         timeline.traceparent = request.trace_headers
+    elif exchange.sequences is None:
+        exchange.sequences = [timeline]
     else:
         exchange.sequences.append(timeline)
     extra = getattr(request.sampling_params, "extra_args", None)

@@ -23,6 +23,7 @@ Application: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
 PATHS: Final = ("/v1/", "/v2/", "/inference/", "/invocations", "/pooling", "/classify", "/score", "/rerank",
                 "/generative_scoring", "/embed")  # fmt: skip
 REQUEST_METRICS: Final = "/metrics/requests"
+_HUNG_UP: Final = "ClientDisconnect"  # Starlette's word for an OSError of the server
 
 
 class Vitals:
@@ -38,12 +39,11 @@ class Vitals:
         if live is None or scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
-        if path == REQUEST_METRICS:
-            await _serve_metrics(live, scope, send)
-            return
-        if not path.startswith(PATHS):
-            await self._app(scope, receive, send)
+        if not scope["path"].startswith(PATHS):
+            if scope["path"] == REQUEST_METRICS:
+                await _serve_metrics(live, scope, send)
+            else:
+                await self._app(scope, receive, send)
             return
         try:
             exchange, scope = live.begin(scope)
@@ -53,9 +53,11 @@ class Vitals:
             return
         token = SERVED.set(exchange)
         try:
-            await self._app(scope, _receiving(exchange, receive, live.body_bytes), _sending(exchange, send))
+            await self._app(scope, *_watched(exchange, receive, send, live.body_bytes))
         except BaseException as error:
             exchange.error_type = type(error).__name__
+            if not exchange.complete and (isinstance(error, OSError) or exchange.error_type == _HUNG_UP):
+                exchange.disconnected = True  # servers refuse to send what nobody takes
             raise
         finally:
             SERVED.reset(token)
@@ -63,28 +65,28 @@ class Vitals:
             live.submit(exchange)
 
 
-def _receiving(exchange: Exchange, receive: Receive, limit: int) -> Receive:
+def _watched(exchange: Exchange, receive: Receive, send: Send, limit: int) -> tuple[Receive, Send]:
+    """Return receive and send that note what passes."""
+
     async def received() -> Message:
         message = await receive()
-        kind = message["type"]
-        if kind == "http.request":
+        if message["type"] == "http.request":
             piece = message.get("body")
             if piece and exchange.body_bytes >= 0:
                 exchange.body_bytes += len(piece)
-                if exchange.body_bytes <= limit:
-                    exchange.body.append(piece)
-                else:
-                    exchange.body.clear()
+                if exchange.body_bytes > limit:
+                    exchange.body = None
                     exchange.body_bytes = -1
-        elif kind == "http.disconnect" and not exchange.complete:
+                elif exchange.body is None:
+                    exchange.body = [piece]
+                else:
+                    exchange.body.append(piece)
+        elif message["type"] == "http.disconnect" and not exchange.complete:
             exchange.disconnected = True
         return message
 
-    return received
-
-
-def _sending(exchange: Exchange, send: Send) -> Send:
-    async def sent(message: Message) -> None:
+    # No coroutine of its own: each event of a stream comes through here.
+    def sent(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.body":
             if not exchange.first_byte and message.get("body"):
                 exchange.first_byte = time.time()
@@ -92,32 +94,25 @@ def _sending(exchange: Exchange, send: Send) -> Send:
                 # Set before it is sent: the server answers the next receive() with a disconnect as soon as it is.
                 exchange.complete = not exchange.disconnected
         elif message["type"] == "http.response.start":
-            message = _started(exchange, message)
-        try:
-            await send(message)
-        except OSError:  # the server tells of a lost caller this way, too
-            exchange.disconnected = True
-            exchange.complete = False
-            raise
+            _started(exchange, message)
+        return send(message)
 
-    return sent
+    return received, sent
 
 
-def _started(exchange: Exchange, message: Message) -> Message:
+def _started(exchange: Exchange, message: Message) -> None:
     exchange.status = message.get("status", 0)
-    headers = [*message.get("headers", ())]
-    streamed = has_id = False
+    headers = message.get("headers") or ()
+    told = False
     for name, value in headers:
-        lower = name.lower()
-        if lower == b"content-type":
-            streamed = value.startswith(b"text/event-stream")
-        elif lower == b"x-request-id":
-            has_id = True
-    exchange.streamed = streamed
-    if has_id:
-        return message
-    headers.append((b"x-request-id", exchange.request_id.encode("latin-1", "replace")))
-    return {**message, "headers": headers}
+        if len(name) == 12:  # both names that matter have twelve letters
+            lower = name.lower()
+            if lower == b"x-request-id":
+                told = True
+            elif lower == b"content-type":
+                exchange.streamed = value.startswith(b"text/event-stream")
+    if not told:
+        message["headers"] = [*headers, (b"x-request-id", exchange.raw_id)]
 
 
 async def _serve_metrics(live: "runtime.Runtime", scope: Any, send: Send) -> None:

@@ -4,6 +4,7 @@ import atexit
 import logging
 import multiprocessing.util
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from .assembly import Assembly
 from .counters import FORCED_SAMPLING_REFUSED, HOOK_FAILURES, REQUESTS_DROPPED, SINK_FAILURES, Counters
 from .exchange import Exchange
 from .records import Request
-from .sampling import Sampler
+from .sampling import Head, Sampler
 from .sinks import Sink
 from .timeline import Timeline
 from .trace_context import format_traceparent, new_trace_id, parse_traceparent
@@ -27,6 +28,7 @@ _GRACE_SECONDS: Final = 5.0  # an abort reaches the engine a little after the HT
 _CLOSE_SECONDS: Final = 2.0
 _MINUTE: Final = 60.0
 _REQUEST_ID: Final = 256
+_PRINTABLE: Final = re.compile(rb"[!-~]+")
 
 _current: "Runtime | None" = None
 _pending: list[Callable[[bool], None]] = []
@@ -111,32 +113,35 @@ class Runtime:
     def begin(self, scope: Any) -> tuple[Exchange, Any]:
         """Return the exchange of a request that comes in, and the scope to pass on; runs on the event loop."""
         headers = scope["headers"]
-        traceparent = request_id = b""
+        given = b""
         for name, value in headers:
-            if name == b"traceparent":
-                traceparent = value
-            elif name == b"x-request-id":
-                request_id = value
-        head = self._sampler.begin(parse_traceparent(traceparent) if traceparent else None)
-        rewrites = self._rewrites_traceparent
-        if request_id and len(request_id) <= _REQUEST_ID and request_id.isascii() and _printable(request_id):
-            exchange = Exchange(scope, request_id.decode("ascii"), head, time.time())
-            if not rewrites:
-                return self._known(exchange), scope
-            changed = [pair for pair in headers if pair[0] != b"traceparent"]
+            if name == b"x-request-id":
+                given = value
+                break
+        usable = given.isalnum() or (given and len(given) <= _REQUEST_ID and _PRINTABLE.fullmatch(given) is not None)
+        if usable and len(given) <= _REQUEST_ID:
+            exchange = Exchange(scope, given, self._decide, time.time())
+            if not self._rewrites_traceparent and self.by_request_id is None:
+                return exchange, scope
+            changed = [*headers]
         else:  # none, or one that would break a log or a header
-            exchange = Exchange(scope, f"{new_trace_id():032x}", head, time.time())
-            replaced = (b"x-request-id", b"traceparent") if rewrites else (b"x-request-id",)
-            changed = [pair for pair in headers if pair[0] not in replaced]
-            changed.append((b"x-request-id", exchange.request_id.encode()))
-        if rewrites:
+            exchange = Exchange(scope, b"%032x" % new_trace_id(), self._decide, time.time())
+            changed = [pair for pair in headers if pair[0] != b"x-request-id"]
+            changed.append((b"x-request-id", exchange.raw_id))
+        if self._rewrites_traceparent:
+            head = exchange.head
+            changed = [pair for pair in changed if pair[0] != b"traceparent"]
             changed.append((b"traceparent", format_traceparent(head.trace_id, exchange.span_id, sampled=head.sampled)))
-        return self._known(exchange), {**scope, "headers": changed}
-
-    def _known(self, exchange: Exchange) -> Exchange:
         if self.by_request_id is not None:
             self.by_request_id[exchange.request_id] = exchange
-        return exchange
+        return exchange, {**scope, "headers": changed}
+
+    def _decide(self, scope: Any) -> Head:
+        """Return the first sampling decision for a request's headers."""
+        for name, value in scope["headers"]:
+            if name == b"traceparent":
+                return self._sampler.begin(parse_traceparent(value))
+        return self._sampler.begin(None)
 
     def submit(self, done: Exchange | Timeline) -> None:
         """Hand over what is finished: one bounded append; when the queue is full the oldest goes, counted."""
@@ -154,7 +159,7 @@ class Runtime:
             self.submit(timeline)
         else:
             timeline.exchange = exchange
-            exchange.sequences.append(timeline)
+            exchange.sequences = [*(exchange.sequences or ()), timeline]
 
     def _find(self, response_id: str) -> Exchange | None:
         """Return the exchange of a response id: chatcmpl-ID, cmpl-ID-0, embd-ID-0, ..."""
@@ -227,7 +232,7 @@ class Runtime:
                 if not done.reported:
                     done.reported = True
                     self._give(lambda done=done: self._assembly.alone(done))  # type: ignore[misc]
-            elif all(timeline.done for timeline in done.sequences):
+            elif all(timeline.done for timeline in done.sequences or ()):
                 self._report(done)
             else:
                 done.waits_until = time.monotonic() + _GRACE_SECONDS
@@ -239,7 +244,7 @@ class Runtime:
         bound = self._queue.maxlen or 0
         still: list[Exchange] = []
         for position, exchange in enumerate(self._waiting):
-            complete = all(timeline.done for timeline in exchange.sequences)
+            complete = all(timeline.done for timeline in exchange.sequences or ())
             if complete or now >= exchange.waits_until or len(self._waiting) - position > bound:
                 self._report(exchange)
             else:
@@ -248,7 +253,7 @@ class Runtime:
 
     def _report(self, exchange: Exchange) -> None:
         exchange.released = True  # before looking at `done`: see hooks._done
-        timelines = [timeline for timeline in exchange.sequences if timeline.done and not timeline.reported]
+        timelines = [timeline for timeline in exchange.sequences or () if timeline.done and not timeline.reported]
         for timeline in timelines:
             timeline.reported = True
         self._give(lambda: self._assembly.request(exchange, timelines))
@@ -281,10 +286,6 @@ class Runtime:
         if name not in self._failed:
             self._failed.add(name)
             _log.warning("%s failed, counted from now on: %r", name, error)
-
-
-def _printable(value: bytes) -> bool:
-    return value.isalnum() or all(0x21 <= byte < 0x7F for byte in value)
 
 
 def _forget() -> None:

@@ -201,5 +201,3 @@ def _distribution_version() -> str:
         return str(vllm.__version__)
     except (ImportError, AttributeError):
         return importlib.metadata.version("vllm")
-
-
