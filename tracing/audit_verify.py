@@ -87,6 +87,7 @@ class _Walk:
     top: Sealed | None = None
     broken: list[_Broken] = field(default_factory=list)
     missing: dict[int, tuple[Path, int]] = field(default_factory=dict)  # seq -> where it should have been
+    early: set[int] = field(default_factory=set)  # seqs that came late
 
 
 def chains(files: Iterable[Path]) -> list[list[Path]]:
@@ -160,8 +161,11 @@ def _place(walk: _Walk, record: Sealed, file: Path, number: int) -> None:
         _name_broken(walk, dict.fromkeys(range(max(0, begins), record.seq), (file, number)), None)
         return
     if record.seq <= top.seq:
-        if record.seq in walk.missing:
-            del walk.missing[record.seq]
+        assert walk.first is not None
+        early = record.seq < walk.first.seq and record.seq not in walk.early
+        if early or record.seq in walk.missing:
+            walk.missing.pop(record.seq, None)
+            walk.early.add(record.seq)
             problem = Problem(file, number, record.seq, "re-ordered", f"stands behind seq {top.seq}")
         else:
             problem = Problem(file, number, record.seq, "duplicated", "the record stands here once more")

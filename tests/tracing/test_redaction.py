@@ -110,10 +110,10 @@ ADVERSARIAL = (
 )  # fmt: skip
 
 
-def test_a_megabyte_of_anything_takes_linear_time():
-    """A quadratic expression would need hours for these: the deadline is no measurement."""
+def test_a_long_text_of_anything_takes_linear_time():
+    """A quadratic expression would need many minutes for these: the deadline is no measurement."""
     program = (
         "import sys; from vllm_vitals.tracing.redaction import KINDS, Redactor\n"
-        "for part in sys.argv[1:]: Redactor(KINDS).text(part * (1_000_000 // len(part)))"
+        "for part in sys.argv[1:]: Redactor(KINDS).text(part * (250_000 // len(part)))"
     )
-    subprocess.run([sys.executable, "-c", program, *ADVERSARIAL], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program, *ADVERSARIAL], check=True, timeout=60)
