@@ -24,28 +24,37 @@ _LIFE: Final = "_VLLM_VITALS_LIFE"  # in the environment, so a server's processe
 _NAMED: Final = 200  # request ids in one line
 _MOST_REPORTS: Final = 1000  # by one process
 
+# vLLM stops its engine before its API server, which then finds the engine dead: that is no failure. It says
+# "[shutdown] API server: shutdown triggered" first, and "[shutdown] EngineCore: trigger received" in the engine.
+_STOP_LOOKS_LIKE: Final = frozenset({"engine_dead", "worker_dead", "host_oom"})
+
 _log: Final = logging.getLogger(LOGGER)
 _watch: "FatalWatch | None" = None
 
 
 class FatalWatch(logging.Handler):
-    """Looks at records of WARNING and above; never raises, holds no lock while others log."""
+    """Looks at records for what ends engines, and for a stop that is meant; never raises, holds no lock."""
 
     only_watches = True
 
     def __init__(self, state: Path, role: str = "") -> None:
         """Take the place of the counts and this process's role, such as `api_server`."""
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.state = state
         self.role = role
         self.in_flight: Callable[[], Iterable[str]] | None = None
         self._reported: dict[str, float] = {}
         self._number = 0
         self._busy = threading.local()
+        self._stopping = False
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Look at a record; not `emit`, since logging would take the handler's lock around that."""
         if record.name.startswith("vllm_vitals") or getattr(self._busy, "now", False):
+            return True
+        if record.levelno < logging.WARNING:
+            if isinstance(record.msg, str) and record.msg.startswith("[shutdown]") and " trigger" in record.msg:
+                self._stopping = True
             return True
         seen = record.__dict__
         if seen.get("_vitals_watched"):  # by another logger of the same chain
@@ -54,6 +63,8 @@ class FatalWatch(logging.Handler):
         try:
             seen["_vitals_watched"] = True
             for kind in kinds_of(record):
+                if self._stopping and kind in _STOP_LOOKS_LIKE:
+                    continue
                 self.report(kind, detail=_detail(record))
         except Exception:  # noqa: S110  the record itself still goes its way, and nothing better can be done here
             pass

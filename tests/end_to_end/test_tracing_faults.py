@@ -41,10 +41,11 @@ def seen():
             requests = series(get(f"{server.url}/metrics/requests").text)
             health = get(f"{server.url}/health").status
             receiver.wait_for_calls(1)
+            output = server.output
             started = time.monotonic()
             server.interrupt(seconds=60)
             yield SimpleNamespace(
-                sent=traffic.sent, page=page, requests=requests, server=server, health=health,
+                sent=traffic.sent, page=page, requests=requests, server=server, health=health, output=output,
                 seconds_to_stop=time.monotonic() - started,
             )  # fmt: skip
         finally:
@@ -54,7 +55,12 @@ def seen():
 def test_vllm_serves_on(seen):
     assert [sent.reply.status for sent in seen.sent.values()] == [200] * 6 + [0]
     assert seen.health == 200
-    assert "Traceback" not in seen.server.output
+    assert "Traceback" not in seen.output
+
+
+def test_a_stop_that_is_meant_is_no_engine_failure(seen):
+    assert "[shutdown]" in seen.server.output
+    assert "engine failure" not in seen.server.output
 
 
 def test_the_hook_that_does_not_fit_is_told_once(seen):

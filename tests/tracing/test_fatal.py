@@ -104,6 +104,22 @@ def test_an_end_is_counted_logged_and_names_the_requests_it_took_down(state, cap
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
 
 
+def test_a_stop_that_is_meant_is_no_end_but_a_surprise_is(state):
+    fatal.install(state)
+    log = logging.getLogger("vllm.engine")
+    log.setLevel(logging.INFO)
+    log.warning("[shutdown] MPClient: engine core exited unexpectedly; starting cleanup")
+    assert fatal.fatal_counts(state)["engine_dead"] == 1
+    fatal.uninstall()
+    fatal.install(state)
+    log.info("[shutdown] API server: shutdown triggered")
+    log.error("AsyncLLM output_handler failed.", exc_info=EngineDeadError())
+    log.error("Worker proc %s died unexpectedly (exit code: %s), shutting down executor.", "W-0", -9)
+    assert sum(fatal.fatal_counts(state).values()) == 1
+    log.error("x", exc_info=OutOfMemoryError("CUDA out of memory"))
+    assert fatal.fatal_counts(state)["cuda_oom"] == 1
+
+
 def test_ids_are_bounded_and_their_number_is_not(state, caplog):
     fatal.install(state)
     fatal.record_fatal("engine_dead", [f"r{number}" for number in range(1000)])
