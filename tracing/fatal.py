@@ -53,7 +53,7 @@ class FatalWatch(logging.Handler):
         if record.name.startswith("vllm_vitals") or getattr(self._busy, "now", False):
             return True
         if record.levelno < logging.WARNING:
-            if isinstance(record.msg, str) and record.msg.startswith("[shutdown]") and " trigger" in record.msg:
+            if isinstance(record.msg, str) and _says_stop(record.msg):
                 self._stopping = True
             return True
         seen = record.__dict__
@@ -89,6 +89,11 @@ class FatalWatch(logging.Handler):
         ids = list(request_ids) if request_ids is not None else _ids(self.in_flight)
         causes = sorted({line["kind"] for line in said} - {kind})
         _log.error(_text(kind, len(ids), causes), extra={"vitals": _fields(kind, ids, causes, detail)})
+
+
+def _says_stop(message: str) -> bool:
+    """Return whether a message announces a stop: vLLM's since 0.26, before that uvicorn's."""
+    return (message.startswith("[shutdown]") and " trigger" in message) or message == "Shutting down"
 
 
 def install(state: Path, role: str = "") -> FatalWatch | None:
