@@ -10,12 +10,11 @@ from .durations import Durations
 from .exchange import Exchange, session_header
 from .records import Gpu, Http, Outcome, Request, Sequence, Trace
 from .sampling import Head, Sampler
-from .timeline import Timeline
+from .timeline import PREEMPTED, Timeline, Times
 from .trace_context import clean_tracestate, new_span_id, parse_traceparent
 
 _ANCHOR_SECONDS: Final = 10.0  # the wall clock is stepped and slewed, the monotonic one is not
 _CLOCK_TOLERANCE: Final = 0.05  # an engine time outside its request by more is another host's
-_PREEMPTED: Final = 3
 _SCHEDULED: Final = 2
 _UNAVAILABLE: Final = frozenset({429, 503})  # vLLM's answers to what its queue limits or a sleeping engine refuse
 
@@ -182,14 +181,14 @@ class Assembly:
                     "last_token": stats.last_token_ts,
                 }
             elif stats.first_token_ts:
-                times = self._times(timeline, arrival, finished)
+                times = self._times(stats, timeline, arrival, finished)
         return Sequence(
-            response_id=response_id,
+            response_id=response_id or engine_id,
             engine_id=engine_id,
             index=index,
             model=self._model,
             lora=lora,
-            engine_index=getattr(timeline.iteration, "vllm_vitals_engine", self._engine_index),
+            engine_index=self._engine_index if timeline.engine_index is None else timeline.engine_index,
             arrival=arrival,
             finished=finished,
             input_tokens=prompt,
@@ -207,8 +206,7 @@ class Assembly:
             **times,
         )
 
-    def _times(self, timeline: Timeline, arrival: float, finished: float) -> dict[str, Any]:
-        stats = timeline.stats
+    def _times(self, stats: Times, timeline: Timeline, arrival: float, finished: float) -> dict[str, Any]:
         offset = self._clock.offset()
         last = stats.last_token_ts + offset
         first_seen = stats.queued_ts or stats.scheduled_ts or stats.first_token_ts
@@ -217,8 +215,8 @@ class Assembly:
             offset = max(finished - stats.last_token_ts, arrival - first_seen)
         intervals: list[tuple[float, float]] = []
         begun: float | None = None
-        for event in (event for events in timeline.events for event in events):
-            if event.type == _PREEMPTED:
+        for event in (event for events in timeline.events or () for event in events):
+            if event.type == PREEMPTED:
                 begun = event.timestamp + offset
             elif event.type == _SCHEDULED and begun is not None:
                 intervals.append((begun, event.timestamp + offset))

@@ -30,6 +30,7 @@ class Live(Protocol):
 
     capture_content: bool
     waits_for_native: bool
+    many_engines: bool
     processor: Any
     tracing: Timeline | None
 
@@ -162,20 +163,23 @@ def _wrap_add_request(original: Any, live: Live) -> Any:
 def _begin(state: Any, request: Any) -> None:
     stats = state.stats
     served = SERVED.get()
-    exchange = served if isinstance(served, Exchange) else None
-    timeline = Timeline(exchange, stats)
-    timeline.session_id = getattr(request, "session_id", None)
-    if exchange is None:
-        timeline.traceparent = request.trace_headers
-    elif exchange.sequences is None:
-        exchange.sequences = [timeline]
+    if isinstance(served, Exchange):
+        timeline = Timeline(served)
+        if served.sequences is None:
+            served.sequences = [timeline]
+        else:
+            served.sequences.append(timeline)
     else:
-        exchange.sequences.append(timeline)
+        timeline = Timeline(None)
+        timeline.traceparent = request.trace_headers
+    session = getattr(request, "session_id", None)
+    if session is not None:
+        timeline.session_id = session
     extra = getattr(request.sampling_params, "extra_args", None)
     if extra:
         transfer = extra.get("kv_transfer_params")
         timeline.remote_prefill = bool(transfer and transfer.get("do_remote_prefill"))
-        if timeline.session_id is None:
+        if session is None:
             timeline.session_id = extra.get("session_id")
     state.vllm_vitals = timeline
     if stats is not None:
@@ -188,7 +192,11 @@ def _wrap_update_from_events(original: Any, live: Live) -> Any:
             events = args[1] if len(args) > 1 else kwargs["events"]
             if len(events) != 2 or events[0].type != _QUEUED or events[1].type != _SCHEDULED:  # else nothing is new
                 stats = args[3] if len(args) > 3 else kwargs["req_stats"]
-                stats.vllm_vitals.events.append(events)
+                timeline = stats.vllm_vitals
+                if timeline.events is None:
+                    timeline.events = [events]
+                else:
+                    timeline.events.append(events)
         except Exception as error:
             live.hook_failed("IterationStats.update_from_events", error)
         return original(self, *args, **kwargs)
@@ -203,7 +211,8 @@ def _wrap_update_stats_from_finished(original: Any, live: Live) -> Any:
             state = args[0] if args else kwargs["req_state"]
             timeline = state.vllm_vitals
             timeline.finish(state, args[1] if len(args) > 1 else kwargs["finish_reason"])
-            timeline.iteration = args[2] if len(args) > 2 else kwargs["iteration_stats"]
+            if live.many_engines:
+                _note_for_stat_logger(timeline, args[2] if len(args) > 2 else kwargs["iteration_stats"])
             if live.capture_content:
                 timeline.output_text = _output_text(state)
             if not live.waits_for_native:  # else vLLM's own span comes next, and do_tracing ends it
@@ -213,6 +222,12 @@ def _wrap_update_stats_from_finished(original: Any, live: Live) -> Any:
         return result
 
     return update_stats_from_finished
+
+
+def _note_for_stat_logger(timeline: Timeline, iteration: Any) -> None:
+    """Leave a sequence on the statistics of its last step: the stat logger gets those, with the engine's index."""
+    if iteration is not None:
+        iteration.__dict__.setdefault("vllm_vitals", []).append(timeline)
 
 
 def _wrap_abort_requests(original: Any, live: Live) -> Any:

@@ -56,7 +56,8 @@ class NativeSpans(SpanProcessor):  # type: ignore[misc]  # no type information u
             timeline.native = native
             return
         attributes = span.attributes or {}
-        timeline = Timeline(None, from_span(attributes, span.start_time / 1e9))
+        timeline = Timeline(None)
+        timeline.stats = from_span(attributes, span.start_time / 1e9)
         timeline.native = native
         timeline.finished = span.end_time / 1e9
         response_id = str(attributes.get("gen_ai.request.id", ""))
@@ -85,9 +86,9 @@ def _enrichment(timeline: Timeline, model: str) -> dict[str, Any]:
         "gen_ai.response.id": timeline.facts[0],
         "gen_ai.response.finish_reasons": (str(timeline.finish_reason),),
         "gen_ai.usage.input_tokens": prompt,
-        "gen_ai.usage.output_tokens": stats.num_generation_tokens,
+        "gen_ai.usage.output_tokens": stats.num_generation_tokens if stats is not None else 0,
         "gen_ai.usage.cache_read.input_tokens": cached,
-        "vllm.num_preemptions": getattr(stats, "num_preemptions", 0),
+        "vllm.num_preemptions": timeline.preemptions,
         "vllm.sequence.index": index,
     }
     asked = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}

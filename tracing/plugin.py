@@ -43,11 +43,13 @@ class VitalsStatLogger(type("_Base", (AggregateStatLoggerBase,), _open)):  # typ
         if live is None:
             return
         try:
-            iteration = kwargs["iteration_stats"] if "iteration_stats" in kwargs else args[1] if len(args) > 1 else None
+            iteration = kwargs["iteration_stats"] if "iteration_stats" in kwargs else args[1]
+            engine_index = kwargs["engine_idx"] if "engine_idx" in kwargs else args[-1] if len(args) > 2 else 0
             if iteration is not None:
-                iteration.vllm_vitals_engine = kwargs.get("engine_idx", 0)
+                for timeline in getattr(iteration, "vllm_vitals", ()):
+                    timeline.engine_index = engine_index
                 if live.by_request_id is not None and not live.waits_for_native:
-                    start.unhooked(live, iteration)
+                    start.unhooked(live, iteration, engine_index)
         except Exception as error:
             live.hook_failed("StatLogger.record", error)
 

@@ -83,6 +83,7 @@ class Runtime:
         self.body_bytes = body_bytes
         self.capture_content = capture_content
         self.waits_for_native = False
+        self.many_engines = False
         self.tracing: Timeline | None = None
         self.processor: Any = None  # vLLM's OutputProcessor, once a request came
         self.metrics_page = metrics_page
@@ -257,6 +258,8 @@ class Runtime:
         for timeline in timelines:
             timeline.reported = True
         self._give(lambda: self._assembly.request(exchange, timelines))
+        for timeline in timelines:
+            timeline.exchange = None  # no cycle for the collector
 
     def _give(self, assemble: Callable[[], Request]) -> None:
         try:

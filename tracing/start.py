@@ -153,21 +153,23 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
         _hang_on_native(live, models[0] if models else "")
     fatal.install(state, "api_server")
     fatal.name_requests(live.in_flight)
+    live.many_engines = len(engine_indexes) > 1
     live.start()
     facts.start()
     _log.info("tracing is on: mode %s, spans go %s", info["mode"], "to the collector" if export else "nowhere")
     return live
 
 
-def unhooked(live: Runtime, iteration: Any) -> None:
+def unhooked(live: Runtime, iteration: Any, engine_index: int) -> None:
     """Report what finished in a step from vLLM's own statistics, where the hooks do not fit."""
     for finished in getattr(iteration, "finished_requests", ()):
-        timeline = Timeline(None, from_finished(finished, iteration.iteration_timestamp))
+        timeline = Timeline(None)
+        timeline.stats = from_finished(finished, iteration.iteration_timestamp)
         response_id = getattr(finished, "request_id", None) or ""
         cached = getattr(finished, "num_cached_tokens", 0)
         asked = (finished.max_tokens_param, None, None, None)
         timeline.facts = (response_id, response_id, 0, None, finished.num_prompt_tokens, cached, *asked)
-        timeline.iteration = iteration
+        timeline.engine_index = engine_index
         timeline.finish_reason = finished.finish_reason
         timeline.finished = iteration.iteration_timestamp
         timeline.done = True

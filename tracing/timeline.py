@@ -1,70 +1,86 @@
 """One sequence while the engine works on it: written by the hooks on the event loop, read on the drain thread."""
 
 import time
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
+from .durations import Durations
 from .exchange import Exchange
 from .records import NativeSpan
+
+PREEMPTED: Final = 3  # EngineCoreEventType, the same in all versions
+
+
+class Times(NamedTuple):
+    """What is kept of vLLM's RequestStateStats: arrival in Unix seconds, the rest on the engine's monotonic clock."""
+
+    arrival_time: float
+    queued_ts: float
+    scheduled_ts: float
+    first_token_ts: float
+    last_token_ts: float
+    num_generation_tokens: int
 
 
 class Timeline:
     """What the hooks see of a sequence; vLLM's request state owns it, so it cannot outlive the request unseen.
 
+    It refers to nothing of vLLM's: what is freed late, or only by the cyclic collector, is paid by the event loop.
+
     Attributes:
         exchange: the HTTP request it belongs to, None without the middleware.
-        stats: vLLM's RequestStateStats: arrival on the wall clock, engine times on the engine's monotonic clock.
+        stats: times and tokens, copied at the end; Durations where only those are known; None without statistics.
         events: lists of engine events as they came.
-        iteration: vLLM's IterationStats of the last step, on which the stat logger notes the engine's index.
-        facts: what was copied from vLLM's request state at the end: (response id, engine id, index, LoRA, prompt
-            tokens, cached tokens, max_tokens, temperature, top_p, n).
+        engine_index: data-parallel rank, told by the stat logger where there are several.
+        facts: what was copied from vLLM's request state at the end: (response id or None, engine id, index, LoRA,
+            prompt tokens, cached tokens, max_tokens, temperature, top_p, n).
         finish_reason: vLLM's enum or word.
         finished: Unix seconds, 0 while it runs.
         done: nothing more will be written; set last.
         reported: the drain thread has taken it; written there only.
     """
 
-    __slots__ = (
-        "done", "error_type", "events", "exchange", "facts", "finish_reason", "finished", "iteration", "native",
-        "output_text", "remote_prefill", "reported", "session_id", "stats", "traceparent",
-    )  # fmt: skip
+    events: list[Any] | None = None
+    engine_index: int | None = None
+    stats: "Times | Durations | None" = None
+    facts: tuple[Any, ...] = ()
+    finish_reason: Any = None
+    error_type = ""
+    finished = 0.0
+    native: NativeSpan | None = None
+    output_text: str | None = None
+    session_id: str | None = None
+    traceparent: Any = None
+    remote_prefill = done = reported = False
 
-    def __init__(self, exchange: Exchange | None, stats: Any) -> None:
+    def __init__(self, exchange: Exchange | None) -> None:
         self.exchange = exchange
-        self.stats = stats
-        self.events: list[Any] = []
-        self.iteration: Any = None
-        self.facts: tuple[Any, ...] = ()
-        self.finish_reason: Any = None
-        self.error_type = ""
-        self.finished = 0.0
-        self.native: NativeSpan | None = None
-        self.output_text: str | None = None
-        self.session_id: str | None = None
-        self.traceparent: Any = None
-        self.remote_prefill = False
-        self.done = False
-        self.reported = False
+
+    @property
+    def preemptions(self) -> int:
+        """Times that it was preempted so far."""
+        return sum(event.type == PREEMPTED for events in self.events or () for event in events)
 
     def finish(self, state: Any, reason: Any, error_type: str = "") -> None:
         """Copy what is needed of vLLM's request state, so that nothing else of it is kept alive."""
         self.finished = time.time()
-        self.facts = (
-            getattr(state, "external_req_id", None) or state.request_id,
-            state.request_id,
-            state.request_index,
-            state.lora_name,
-            state.prompt_len,
-            state.num_cached_tokens,
-            state.max_tokens_param,
-            getattr(state, "temperature", None),
-            getattr(state, "top_p", None),
-            _asked_for(state),
-        )
+        try:
+            facts = _FACTS(state)
+        except AttributeError:
+            facts = tuple(getattr(state, name, None) for name in _FIELDS)
+        if state.parent_req is not None:  # vLLM gives each child of a request an `n` of 1
+            facts = (*facts[:-1], getattr(state.parent_req.sampling_params, "n", None))
+        self.facts = facts
+        if state.stats is not None:
+            self.stats = Times._make(_TIMES(state.stats))
         self.finish_reason = reason
-        self.error_type = error_type
+        if error_type:
+            self.error_type = error_type
 
 
-def _asked_for(state: Any) -> int | None:
-    """Return `n` of the request; vLLM gives each of its children an `n` of 1."""
-    asked = getattr(state.parent_req, "sampling_params", state)
-    return getattr(asked, "n", None)
+_FIELDS: Final = (
+    "external_req_id", "request_id", "request_index", "lora_name", "prompt_len", "num_cached_tokens",
+    "max_tokens_param", "temperature", "top_p", "n",
+)  # fmt: skip
+_FACTS: Final = attrgetter(*_FIELDS)  # one call instead of ten; vLLM before 0.14 has no external_req_id
+_TIMES: Final = attrgetter(*Times._fields)

@@ -9,7 +9,7 @@ from vllm_vitals.tracing.durations import Durations, from_span
 from vllm_vitals.tracing.exchange import Exchange
 from vllm_vitals.tracing.phases import phases
 from vllm_vitals.tracing.sampling import Sampler
-from vllm_vitals.tracing.timeline import Timeline
+from vllm_vitals.tracing.timeline import Timeline, Times
 from vllm_vitals.tracing_settings import SamplingSettings
 
 QUEUED, SCHEDULED, PREEMPTED = 1, 2, 3
@@ -30,7 +30,7 @@ def state(**others):
     fields = {
         "request_id": "cmpl-a-0-1234", "external_req_id": "cmpl-a-0", "request_index": 0, "lora_name": None,
         "prompt_len": 20, "num_cached_tokens": 4, "max_tokens_param": 9, "temperature": 0.0, "top_p": 1.0, "n": 1,
-        "parent_req": None,
+        "parent_req": None, "stats": None,
     }  # fmt: skip
     return SimpleNamespace(**fields | others)
 
@@ -43,12 +43,12 @@ def timeline(shift=0.0, *, arrived=2.0, reason="length", exchange=None, **more):
         arrived: seconds ago.
     """
     monotonic, wall = time.monotonic() - arrived, time.time() - arrived
-    stats = SimpleNamespace(
-        arrival_time=wall, queued_ts=monotonic + shift + 0.1, scheduled_ts=monotonic + shift + 0.3,
-        first_token_ts=monotonic + shift + 0.6, last_token_ts=monotonic + shift + 1.0, num_generation_tokens=9,
-    )  # fmt: skip
-    made = Timeline(exchange, stats)
-    made.finish(state(**more), reason)
+    times = {
+        "arrival_time": wall, "queued_ts": monotonic + shift + 0.1, "scheduled_ts": monotonic + shift + 0.3,
+        "first_token_ts": monotonic + shift + 0.6, "last_token_ts": monotonic + shift + 1.0, "num_generation_tokens": 9,
+    }  # fmt: skip
+    made = Timeline(exchange)
+    made.finish(state(stats=SimpleNamespace(**times), **more), reason)
     made.finished = wall + 1.004
     made.done = True
     return made
@@ -113,8 +113,7 @@ def test_a_preemption_that_never_ended_ends_with_the_request(assembly):
 
 def test_aborted_before_the_first_token_has_no_phases(assembly):
     made = timeline(reason="abort")
-    made.stats.queued_ts = made.stats.scheduled_ts = made.stats.first_token_ts = made.stats.last_token_ts = 0.0
-    made.stats.num_generation_tokens = 0
+    made.stats = Times(made.stats.arrival_time, 0.0, 0.0, 0.0, 0.0, 0)
     (sequence,) = assembly.alone(made).sequences
     assert sequence.timing == "none"
     assert not sequence.prefilled
@@ -122,7 +121,7 @@ def test_aborted_before_the_first_token_has_no_phases(assembly):
 
 
 def test_statistics_that_are_off_leave_the_rest(assembly):
-    made = Timeline(None, None)
+    made = Timeline(None)
     made.finish(state(), "stop")
     made.done = True
     (sequence,) = assembly.alone(made).sequences
