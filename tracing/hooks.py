@@ -101,12 +101,13 @@ def when_first_called(name: str, action: Callable[[Any], None]) -> None:
 
     @functools.wraps(target)
     def first(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(owner, method) is first:
-            setattr(owner, method, target)
-            try:
-                action(self)
-            except Exception:
-                _log.exception("tracing stays off: it could not be started")
+        if getattr(owner, method) is not first:  # a hook came around this meanwhile, and has called us
+            return target(self, *args, **kwargs)
+        setattr(owner, method, target)
+        try:
+            action(self)
+        except Exception:
+            _log.exception("tracing stays off: it could not be started")
         return getattr(owner, method)(self, *args, **kwargs)
 
     setattr(owner, method, first)

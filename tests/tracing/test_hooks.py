@@ -2,9 +2,12 @@
 
 import inspect
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from vllm_vitals.tracing import hooks
 from vllm_vitals.tracing.hooks import HOOKS, mismatch
 
 DATA = Path(__file__).parents[1] / "data/vllm-signatures.json"
@@ -80,3 +83,69 @@ def test_stat_logger_takes_what_vllm_gives_it(version):
 )
 def test_a_changed_signature_is_told(parameters, reason):
     assert mismatch(signature(parameters), ("request_ids",)) == reason
+
+
+@pytest.fixture
+def old_vllm(monkeypatch):
+    """The two classes that the hooks go around, with the signatures of a vLLM that has no stat logger plugins."""
+    added = []
+
+    class OutputProcessor:
+        def __init__(self):
+            self.request_states = {}
+
+        def add_request(self, request, prompt, parent_req=None, request_index=0, queue=None):
+            added.append(request.request_id)
+            self.request_states[request.request_id] = SimpleNamespace(stats=None)
+
+    class IterationStats:
+        pass
+
+    for name in ("vllm", "vllm.v1", "vllm.v1.engine", "vllm.v1.metrics"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for name, owner in (("engine.output_processor", OutputProcessor), ("metrics.stats", IterationStats)):
+        module = ModuleType(f"vllm.v1.{name}")
+        setattr(module, owner.__name__, owner)
+        monkeypatch.setitem(sys.modules, f"vllm.v1.{name}", module)
+    return SimpleNamespace(OutputProcessor=OutputProcessor, added=added)
+
+
+class Live:
+    """What the hooks need of the running plugin."""
+
+    processor = tracing = None
+    capture_content = waits_for_native = many_engines = False
+
+    def hook_failed(self, hook, error):
+        raise AssertionError(hook) from error
+
+
+@pytest.mark.parametrize("starts_first", ["request", "middleware"])
+def test_an_old_vllm_is_hooked_when_it_shows_itself(old_vllm, starts_first):
+    live = Live()
+    starts = []
+
+    def start(_processor=None):
+        starts.append(1)
+        assert hooks.install(live)["OutputProcessor.add_request"] == ""
+
+    hooks.when_first_called("OutputProcessor.add_request", start)
+    if starts_first == "middleware":
+        start()
+    processor = old_vllm.OutputProcessor()
+    for name in ("a", "b"):
+        processor.add_request(SimpleNamespace(request_id=name, trace_headers=None, sampling_params=None), None)
+    assert old_vllm.added == ["a", "b"]
+    assert starts == [1]
+    assert all(hasattr(state, "vllm_vitals") for state in processor.request_states.values())
+
+
+def test_a_start_that_fails_leaves_an_old_vllm_alone(old_vllm, caplog):
+    def start(_processor):
+        raise RuntimeError("broken")
+
+    hooks.when_first_called("OutputProcessor.add_request", start)
+    processor = old_vllm.OutputProcessor()
+    processor.add_request(SimpleNamespace(request_id="a"), None)
+    assert old_vllm.added == ["a"]
+    assert "tracing stays off" in caplog.text
