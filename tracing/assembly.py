@@ -89,7 +89,7 @@ class Assembly:
         http = _http(exchange, headers)
         outcome, error_type = _outcome(http, sequences)
         user = self._hash(body.user) if body.user else ""
-        named = next((t.session_id for t in timelines if t.session_id), "")
+        named = next((text for t in timelines if (text := _session_text(t.session_id))), "")
         return Request(
             request_id=exchange.request_id,
             model=body.model or next((s.lora or s.model for s in sequences), self._model),
@@ -136,7 +136,7 @@ class Assembly:
             ended=max(sequence.finished, sequence.arrival),
             trace=trace,
             sequences=(sequence,),
-            session_id=timeline.session_id or "",
+            session_id=_session_text(timeline.session_id),
         )
 
     def _trace(
@@ -232,6 +232,11 @@ class Assembly:
             "timing": "events",
             "remote_clock": remote,
         }
+
+
+def _session_text(value: Any) -> str:
+    """Return a session id as it may be written: vllm_xargs lets callers choose its type and length."""
+    return value[:256] if isinstance(value, str) else ""
 
 
 def _http(exchange: Exchange, headers: Mapping[bytes, bytes]) -> Http:

@@ -20,9 +20,6 @@ _log: Final = logging.getLogger("vllm_vitals.tracing")
 
 _QUEUED: Final = 1  # EngineCoreEventType, the same in all versions
 _SCHEDULED: Final = 2
-_FIRST_QUEUED__log: Final = logging.getLogger("vllm_vitals.tracing")
-
-SCHEDULED: Final = 2  # events of a request that met no trouble
 
 
 class Live(Protocol):
@@ -179,7 +176,7 @@ def _begin(state: Any, request: Any) -> None:
     extra = getattr(request.sampling_params, "extra_args", None)
     if extra:
         transfer = extra.get("kv_transfer_params")
-        timeline.remote_prefill = bool(transfer and transfer.get("do_remote_prefill"))
+        timeline.remote_prefill = isinstance(transfer, dict) and bool(transfer.get("do_remote_prefill"))
         if session is None:
             timeline.session_id = extra.get("session_id")
     state.vllm_vitals = timeline

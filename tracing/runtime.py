@@ -47,7 +47,10 @@ def when_server_shows(start: Callable[[bool], None]) -> None:
 def start_pending(*, native: bool = False) -> None:
     """Do the start that was kept, once; this is an API server."""
     while _pending:
-        _pending.pop()(native)
+        try:
+            _pending.pop()(native)
+        except Exception:  # vLLM's own start must go on
+            _log.exception("tracing stays off: it could not be started")
 
 
 class Runtime:

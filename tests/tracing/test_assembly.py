@@ -174,3 +174,10 @@ def test_durations_of_vllms_span_are_stacked_from_its_start():
     }  # fmt: skip
     assert from_span(told, 100.0) == pytest.approx(Durations(100.0, 100.1, 100.3, 100.6, 101.0, 9))
     assert from_span({}, 100.0) is None
+
+
+@pytest.mark.parametrize(("given", "told"), [(float("nan"), ""), (7, ""), ("s" * 1000, "s" * 256), (None, "")])
+def test_a_session_of_any_kind_becomes_short_text(assembly, given, told):
+    made = timeline()
+    made.session_id = given
+    assert assembly.alone(made).session_id == told
