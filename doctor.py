@@ -9,7 +9,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final
 from urllib.parse import urlsplit
 
 from .companions import ALERTMANAGER, PROMETHEUS, on_path
@@ -19,15 +19,13 @@ from .exporter.host import has_node_exporter
 from .exporter.local_servers import find_local_servers
 from .exporter.page_client import FetchError, PageClient
 from .exporter.web_config import WebConfig
+from .finding import Finding
 from .scalars import ConfigError
 
 _NVML_SECONDS: Final = 20.0  # the first call without persistence mode takes seconds
 _FETCH_SECONDS: Final = 5.0
 _IMPORT_SECONDS: Final = 120.0  # vLLM's import on a cold disk
 _TRACING_INFO: Final = re.compile(rb"^vllm_vitals_tracing_info\{([^}]*)\}", re.MULTILINE)
-
-Status = Literal["ok", "note", "problem"]
-_MARKS: Final = {"ok": "[ok]", "note": "[--]", "problem": "[!!]"}
 
 _NVML_ADVICE: Final = {
     "no_library": "install the NVIDIA driver; in a container: nvidia runtime and NVIDIA_DRIVER_CAPABILITIES=utility",
@@ -53,25 +51,6 @@ _FETCH_ADVICE: Final = {
     "too_large": "raise max_page_bytes if this is a page of metrics",
     "credentials": "let the user that runs this read the file, and put one line into it",
 }
-
-
-class Finding(NamedTuple):
-    """One thing looked at; `advice` says what to do next."""
-
-    status: Status
-    what: str
-    found: str
-    advice: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is broken; a note is fine."""
-        return self.status != "problem"
-
-    @property
-    def mark(self) -> str:
-        """The mark in front of the line."""
-        return _MARKS[self.status]
 
 
 async def examine_engine_environment(python: str) -> list[Finding]:

@@ -9,29 +9,10 @@ from support.faulty_server import FaultyServer, page, status
 from support.http import free_port
 from support.programs import VITALS
 from vllm_vitals import __version__
-from vllm_vitals.cli import main
 from vllm_vitals.config import OPTIONS
 from vllm_vitals.demo.scenes import SCENES
 
 COMMANDS = ("up", "exporter", "doctor", "demo", "version")
-
-
-@pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)  # no vitals.yaml of somebody else's
-    for option in OPTIONS:
-        monkeypatch.delenv(option.variable, raising=False)
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as ended:  # argparse
-            code = int(ended.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
 
 
 def test_the_help_names_every_command(command):

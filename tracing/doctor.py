@@ -10,28 +10,20 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final
 from urllib.parse import urlsplit
 
 from ..config import load_tracing
+from ..finding import Finding
 from ..scalars import ConfigError
 from .hooks import HOOKS
 from .hooks import examine as examine_hooks
 from .otlp_settings import otlp_settings
+from .switches import PLUGIN, left_out, switched_off
 
-PLUGIN: Final = "vllm_vitals"
 MIDDLEWARE: Final = "vllm_vitals.tracing.middleware.Vitals"
 _GROUPS: Final = ("vllm.stat_logger_plugins", "vllm.general_plugins")
 _CONNECT_SECONDS: Final = 2.0
-
-
-class Finding(NamedTuple):
-    """One thing looked at; `advice` says what to do next."""
-
-    status: Literal["ok", "note", "problem"]
-    what: str
-    found: str
-    advice: str = ""
 
 
 def examine(environ: Mapping[str, str] = os.environ) -> list[Finding]:
@@ -58,11 +50,10 @@ def _entry_points() -> Finding:
 
 
 def _switches(environ: Mapping[str, str]) -> Finding:
-    allowed = environ.get("VLLM_PLUGINS")
-    if allowed is not None and PLUGIN not in allowed.split(","):
+    if left_out(environ):
         advice = f"add {PLUGIN} to VLLM_PLUGINS, or unset it"
-        return Finding("note", "Tracing", f"off: VLLM_PLUGINS is {allowed!r}", advice)
-    if environ.get("VLLM_VITALS_TRACING", "").lower() in {"off", "0", "false", "no"}:
+        return Finding("note", "Tracing", f"off: VLLM_PLUGINS is {environ['VLLM_PLUGINS']!r}", advice)
+    if switched_off(environ):
         return Finding("note", "Tracing", "off: VLLM_VITALS_TRACING says so")
     return Finding("ok", "Tracing", "on")
 

@@ -11,9 +11,9 @@ _STAT_LOGGERS_SINCE: Final = (0, 11, 1)
 def register() -> None:
     """Watch the log for what ends engines; on vLLM 0.10.2 to 0.11.0 put the hooks on, too."""
     try:
-        from . import start  # noqa: PLC0415  a failed import must not reach vLLM
+        from . import start, switches  # noqa: PLC0415  a failed import must not reach vLLM
 
-        if start.switched_off(os.environ):
+        if switches.switched_off(os.environ):
             return
         start.watch_for_fatal_errors()
         if start.vllm_version() < _STAT_LOGGERS_SINCE:

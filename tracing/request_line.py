@@ -129,7 +129,7 @@ def _engine_fields(request: Request) -> dict[str, Any]:
         line["sequences"] = len(sequences)
     if preemptions:
         line["preempted_ms"] = _ms(sum(phases.preempted_seconds(sequence) for sequence in sequences))
-    answered = [sequence for sequence in sequences if sequence.first_token is not None]
+    answered = [sequence for sequence in sequences if sequence.prefilled]
     if answered:
         first = min(answered, key=lambda sequence: sequence.first_token or 0.0)
         for name, begin, end in phases.phases(first):

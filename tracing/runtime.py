@@ -122,8 +122,7 @@ class Runtime:
             if name == b"x-request-id":
                 given = value
                 break
-        usable = given.isalnum() or (given and len(given) <= _REQUEST_ID and _PRINTABLE.fullmatch(given) is not None)
-        if usable and len(given) <= _REQUEST_ID:
+        if len(given) <= _REQUEST_ID and (given.isalnum() or _PRINTABLE.fullmatch(given)):
             exchange = Exchange(scope, given, self._decide, time.time())
             if not self._rewrites_traceparent and self.by_request_id is None:
                 return exchange, scope

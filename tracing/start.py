@@ -4,7 +4,7 @@ import importlib.metadata
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from .. import __version__
@@ -28,19 +28,10 @@ from .self_metrics import SelfMetrics
 from .sinks import Sink
 from .span_export import SpanSink
 from .span_process import ProcessSpanSink
+from .switches import switched_off
 from .timeline import Timeline
 
 _log: Final = logging.getLogger("vllm_vitals.tracing")
-PLUGIN: Final = "vllm_vitals"
-_OFF: Final = frozenset({"off", "0", "false", "no"})
-
-
-def switched_off(environ: Mapping[str, str]) -> bool:
-    """Return whether VLLM_VITALS_TRACING or VLLM_PLUGINS says that we are not wanted."""
-    if environ.get("VLLM_VITALS_TRACING", "").strip().lower() in _OFF:
-        return True
-    allowed = environ.get("VLLM_PLUGINS")
-    return allowed is not None and PLUGIN not in allowed.split(",")
 
 
 def vllm_version() -> tuple[int, ...]:

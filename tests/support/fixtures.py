@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from vllm_vitals.cli import main
+from vllm_vitals.config import OPTIONS
 
 from .programs import Exporter, Program
 from .vllm_server import VllmServer
@@ -19,6 +21,26 @@ CACHE = Path(
 def captured() -> Callable[[str], bytes]:
     """Real vLLM 0.32.0 pages by name: metrics, metrics-idle, metrics-preemption, metrics-dp2-api2."""
     return lambda name: (DATA / f"vllm-0.32.0-{name}.prom").read_bytes()
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)  # no vitals.yaml of somebody else's
+    for option in OPTIONS:
+        monkeypatch.delenv(option.variable, raising=False)
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as ended:  # argparse
+            code = int(ended.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
 
 
 @pytest.fixture

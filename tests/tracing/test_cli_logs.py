@@ -2,26 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from vllm_vitals.cli import main
 from vllm_vitals.tracing.audit import AuditSink
 from vllm_vitals.tracing.counters import Counters
 from vllm_vitals.tracing.records import Request, Trace
 from vllm_vitals.tracing_settings import AuditSettings
-
-
-@pytest.fixture
-def command(capsys):
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as ended:  # argparse
-            code = int(ended.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
 
 
 @pytest.fixture
