@@ -41,11 +41,11 @@ def seen(tmp_path_factory):
             "VLLM_VITALS_CONFIG": str(folder / "vitals.yaml"),
             "VLLM_VITALS_STATE_DIR": str(folder),
         }
-        server = TracedVllm(CACHE, *SMALL_CACHE, environment=environment)
+        server = TracedVllm(CACHE, *SMALL_CACHE, environment=environment, sabotage=("hold",))
         try:
             server.wait_until_ready()
             traffic = Traffic(server.url)
-            traffic.every_kind()
+            traffic.every_kind(server)
             traffic.crowd()
             names = {*traffic.sent}
             wait_for(lambda: names <= {line["request_id"] for line in server.request_lines()}, "a line of each request")
@@ -321,12 +321,15 @@ def test_request_metrics_count_every_outcome(seen):
 def test_the_plugin_counts_its_own_work_on_vllms_page(seen):
     info = [dict(labels) for name, labels in seen.page if name == "vllm_vitals_tracing_info"]
     assert [(one["mode"], one["export"]) for one in info] == [("own", "thread")]
-    failures = {
+    losses = {
         (name, labels): value
         for (name, labels), value in seen.page.items()
-        if name.startswith("vllm_vitals_tracing_") and ("failures" in name or "dropped" in name or "fallback" in name)
+        if name.startswith("vllm_vitals_tracing_")
+        and any(word in name for word in ("failed", "failures", "dropped", "fallback"))
+        and "export_failures" not in name  # a try that a busy machine lets time out is repeated
     }
-    assert not any(failures.values()), failures
+    assert losses
+    assert not any(losses.values()), losses
 
 
 def test_what_finished_last_comes_out_when_the_server_stops(seen):

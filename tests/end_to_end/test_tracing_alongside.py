@@ -1,12 +1,9 @@
 """A real vLLM whose own tracing is on and whose statistics are off: what kills it without the plugin, works with it."""
 
-import os
-import signal
 import threading
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from support.calls import completion, post
@@ -31,7 +28,7 @@ def servers(tmp_path_factory):
     with OtlpReceiver() as receiver, OtlpReceiver() as other:
         environment = {"OTEL_BSP_SCHEDULE_DELAY": "300", "VLLM_VITALS_STATE_DIR": str(state)}
         flags = ("--disable-log-stats", "--otlp-traces-endpoint")
-        traced = TracedVllm(CACHE, *flags, receiver.grpc_url, environment=environment)
+        traced = TracedVllm(CACHE, *flags, receiver.grpc_url, environment=environment, sabotage=("hold",))
         native = VllmServer(CACHE, *flags, other.grpc_url, environment=environment)
         try:
             traced.wait_until_ready()
@@ -45,7 +42,7 @@ def servers(tmp_path_factory):
 def seen(servers):
     """What came of traffic of every kind."""
     traffic = Traffic(servers.traced.url)
-    traffic.every_kind()
+    traffic.every_kind(servers.traced)
     names = {*traffic.sent}
     wait_for(lambda: names <= {line["request_id"] for line in servers.traced.request_lines()}, "a line of each request")
     lines = {line["request_id"]: line for line in servers.traced.request_lines()}
@@ -164,19 +161,17 @@ def test_the_page_says_which_mode_is_active(servers):
 
 def test_an_engine_that_dies_names_the_requests_that_it_takes_along(servers, seen):
     server = servers.traced
+    core = server.engine_core()
     traffic = Traffic(server.url)
+    long = completion(max_tokens=900, n=8, temperature=1)  # much longer than it takes to see that they run
     threads = [
-        threading.Thread(
-            target=traffic.send, args=(f"lost-{n}", "/v1/completions", completion(max_tokens=900)), daemon=True
-        )
+        threading.Thread(target=traffic.send, args=(f"lost-{n}", "/v1/completions", long), daemon=True)
         for n in range(3)
     ]
     for thread in threads:
         thread.start()
-    wait_for(lambda: 'vllm:num_requests_running{engine="0",model_name="tiny"} 3.0' in server.page(), "3 at work")
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
-    os.kill(core.pid, signal.SIGKILL)
+    wait_for(lambda: 'vllm:num_requests_running{engine="0",model_name="tiny"} 24.0' in server.page(), "all at work")
+    core.kill()
     wait_for(lambda: {line["request_id"] for line in server.request_lines()} >= {"lost-0", "lost-1", "lost-2"}, "lines")
     for line in server.request_lines():
         if line["request_id"].startswith("lost-"):

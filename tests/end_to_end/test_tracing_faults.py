@@ -1,7 +1,6 @@
 """A vLLM that does not fit, hooks that fail on every call, a collector that hangs: vLLM serves on."""
 
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,6 @@ from support.traced_traffic import Traffic
 from support.traced_vllm import TracedVllm
 from support.waiting import wait_for
 
-SABOTAGE = Path(__file__).parents[1] / "vllm_cpu/sabotage"
 FINISHED = "OutputProcessor._update_stats_from_finished"
 
 
@@ -23,19 +21,14 @@ def seen():
     """A sabotaged server after some traffic."""
     with OtlpReceiver() as receiver:
         receiver.answers[:] = [HANG]
-        environment = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_url,
-            "PYTHONPATH": str(SABOTAGE),
-            "VITALS_SABOTAGE": "abort_requests,finish",
-        }
-        server = TracedVllm(CACHE, environment=environment)
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_url}
+        server = TracedVllm(CACHE, environment=environment, sabotage=("abort_requests", "finish", "hold"))
         try:
             server.wait_until_ready()
             traffic = Traffic(server.url)
             for number in range(6):
                 traffic.send(f"plain-{number}", "/v1/completions", completion())
-            body = completion(stream=True, max_tokens=200)
-            traffic.send("hung-up", "/v1/completions", body, read_events=2)
+            traffic.hang_up("hung-up", server, completion(stream=True, max_tokens=200))
             wait_for(lambda: len(server.request_lines()) >= 7, "a line of each request", 30)
             page = server.page()
             requests = series(get(f"{server.url}/metrics/requests").text)

@@ -1,7 +1,6 @@
 """A vLLM into which the hooks do not fit: phases come from durations, in both modes."""
 
 from collections import defaultdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +11,6 @@ from support.traced_traffic import Traffic
 from support.traced_vllm import TracedVllm
 from support.waiting import wait_for
 
-SABOTAGE = Path(__file__).parents[1] / "vllm_cpu/sabotage"
 PHASES = ["vllm.ingress", "vllm.queue", "vllm.prefill", "vllm.decode"]
 MILLISECOND = 1_000_000
 
@@ -21,11 +19,11 @@ MILLISECOND = 1_000_000
 def servers():
     """One server for each mode, both with an OutputProcessor.add_request that looks different."""
     with OtlpReceiver() as own_receiver, OtlpReceiver() as alongside_receiver:
-        environment = {"PYTHONPATH": str(SABOTAGE), "VITALS_SABOTAGE": "add_request", "OTEL_BSP_SCHEDULE_DELAY": "300"}
-        own = TracedVllm(
-            CACHE, environment={**environment, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": own_receiver.grpc_url}
-        )
-        alongside = TracedVllm(CACHE, "--otlp-traces-endpoint", alongside_receiver.grpc_url, environment=environment)
+        environment = {"OTEL_BSP_SCHEDULE_DELAY": "300"}
+        to_own = {**environment, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": own_receiver.grpc_url}
+        own = TracedVllm(CACHE, environment=to_own, sabotage=("add_request",))
+        flag = ("--otlp-traces-endpoint", alongside_receiver.grpc_url)
+        alongside = TracedVllm(CACHE, *flag, environment=environment, sabotage=("add_request",))
         try:
             yield {
                 "own": SimpleNamespace(server=own, receiver=own_receiver),

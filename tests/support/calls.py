@@ -38,44 +38,27 @@ def chat(text: str = "Hello", **fields: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": messages, "max_tokens": 8, "ignore_eos": True, "temperature": 0} | fields
 
 
-def post(
-    url: str,
-    path: str,
-    body: Mapping[str, Any] | bytes,
-    headers: Mapping[str, str] | None = None,
-    *,
-    give_up_after: float | None = None,
-    read_events: int | None = None,
-) -> Reply:
-    """Send a request and return the answer.
+def post(url: str, path: str, body: Mapping[str, Any] | bytes, headers: Mapping[str, str] | None = None) -> Reply:
+    """Send a request and return the answer; the body is an object, or bytes as they are."""
+    with contextlib.closing(begun(url, path, body, headers)) as connection:
+        answer = connection.getresponse()
+        return Reply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
 
-    Args:
-        url: of the server.
-        path: of the API.
-        body: an object, or bytes as they are.
-        headers: more of them.
-        give_up_after: seconds after which the caller hangs up.
-        read_events: hang up after so many server-sent events.
-    """
+
+def begun(
+    url: str, path: str, body: Mapping[str, Any] | bytes, headers: Mapping[str, str] | None = None
+) -> http.client.HTTPConnection:
+    """Send a request and return the connection, from which nothing was read yet."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname, where.port, timeout=give_up_after or 120)
-    with contextlib.closing(connection):
-        connection.request("POST", path, data, {"content-type": "application/json", **(headers or {})})
-        try:
-            answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
-            if read_events is None:
-                return Reply(answer.status, found, answer.read())
-            lines = [line for line in (answer.readline() for _ in range(2 * read_events)) if line.strip()]
-        except TimeoutError:
-            _hang_up(connection)
-            return Reply(0, {}, b"")
-        _hang_up(connection)
-        return Reply(0, found, b"".join(lines))
+    connection = http.client.HTTPConnection(where.hostname, where.port, timeout=120)
+    connection.request("POST", path, data, {"content-type": "application/json", **(headers or {})})
+    return connection
 
 
-def _hang_up(connection: http.client.HTTPConnection) -> None:
+def hang_up(connection: http.client.HTTPConnection) -> None:
+    """Leave without waiting for the answer."""
     if connection.sock is not None:
         with contextlib.suppress(OSError):
             connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()

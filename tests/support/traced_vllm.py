@@ -1,9 +1,12 @@
 """A real vLLM with the plugin in its environment, installed there by pip."""
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from .vllm_server import VllmServer
 
@@ -22,12 +25,28 @@ class TracedVllm(VllmServer):
         arguments: more flags.
         environment: more variables.
         middleware: give the flag that the doctor prints.
+        sabotage: names of tests/vllm_cpu/sabotage.
+
+    Attributes:
+        hold: with sabotage `hold`, the engine stands still in the middle of a request while this file exists.
     """
 
     def __init__(
-        self, cache: Path, *arguments: str, environment: Mapping[str, str] | None = None, middleware: bool = True
+        self,
+        cache: Path,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        middleware: bool = True,
+        sabotage: tuple[str, ...] = (),
     ):
         flags = ("--middleware", MIDDLEWARE) if middleware else ()
+        self.hold = Path(tempfile.mkdtemp(prefix="vitals-hold-")) / "hold"
+        environment = {
+            "PYTHONPATH": str(REPOSITORY / "tests/vllm_cpu/sabotage") if sabotage else "",
+            "VITALS_SABOTAGE": ",".join(sabotage),
+            "VITALS_HOLD": str(self.hold),
+            **(environment or {}),
+        }
         super().__init__(cache, *flags, *arguments, vllm=ENVIRONMENT / "bin/vllm", environment=environment)
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -39,3 +58,9 @@ class TracedVllm(VllmServer):
     def request_lines(self) -> list[dict[str, Any]]:
         """Return the one line of each request."""
         return [line for line in self.lines() if line.get("log.logger") == "vllm_vitals.request"]
+
+    def engine_core(self) -> psutil.Process:
+        """Return the process of the only engine."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+        return core

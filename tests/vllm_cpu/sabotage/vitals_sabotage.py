@@ -1,7 +1,12 @@
-"""A vLLM plugin for tests: what VITALS_SABOTAGE names is made to look different, or to fail on every call."""
+"""A vLLM plugin for tests: what VITALS_SABOTAGE names looks different, fails on every call, or stands still.
+
+`hold`: while the file VITALS_HOLD exists, the engine makes no step as soon as a request has three tokens.
+"""
 
 import os
 import sys
+import time
+from pathlib import Path
 
 
 def register() -> None:
@@ -21,6 +26,8 @@ def register() -> None:
     def finish(self, *_args, **_kwargs):
         raise RuntimeError("sabotage")
 
+    if "hold" in wanted:
+        _hold(Path(os.environ["VITALS_HOLD"]))
     if "abort_requests" in wanted:
         OutputProcessor.abort_requests = abort_requests
     if "add_request" in wanted:
@@ -28,3 +35,18 @@ def register() -> None:
     if "finish" in wanted:
         Timeline.finish = finish
     print("sabotaged", *wanted, file=sys.stderr)
+
+
+def _hold(file: Path) -> None:
+    from vllm.v1.engine.core import EngineCore
+
+    def held(step):
+        def step_or_wait(self):
+            while file.exists() and any(request.num_output_tokens >= 3 for request in self.scheduler.requests.values()):
+                time.sleep(0.01)
+            return step(self)
+
+        return step_or_wait
+
+    EngineCore.step = held(EngineCore.step)
+    EngineCore.step_with_batch_queue = held(EngineCore.step_with_batch_queue)
