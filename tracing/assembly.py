@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from .body import Body, read_body
 from .durations import Durations
-from .exchange import Exchange, session_header
+from .exchange import Exchange, path_of, session_header
 from .records import Gpu, Http, Outcome, Request, Sequence, Trace
 from .sampling import Head, Sampler
 from .timeline import PREEMPTED, Timeline, Times
@@ -135,6 +135,7 @@ class Assembly:
             started=sequence.arrival,
             ended=max(sequence.finished, sequence.arrival),
             trace=trace,
+            late=exchange is not None,
             sequences=(sequence,),
             session_id=_session_text(timeline.session_id),
         )
@@ -211,8 +212,11 @@ class Assembly:
         last = stats.last_token_ts + offset
         first_seen = stats.queued_ts or stats.scheduled_ts or stats.first_token_ts
         remote = last > finished + _CLOCK_TOLERANCE or first_seen + offset < arrival - _CLOCK_TOLERANCE
-        if remote:  # late by the message's way from the engine; never before the request came
-            offset = max(finished - stats.last_token_ts, arrival - first_seen)
+        if remote:
+            # The first token reached us this long after the request; the last one at the end. Whichever message was
+            # faster is nearer to the truth, and nothing happened before the request came.
+            came = arrival + stats.first_token_latency - stats.first_token_ts if stats.first_token_latency else math.inf
+            offset = max(min(came, finished - stats.last_token_ts), arrival - first_seen)
         intervals: list[tuple[float, float]] = []
         begun: float | None = None
         for event in (event for events in timeline.events or () for event in events):
@@ -245,7 +249,7 @@ def _http(exchange: Exchange, headers: Mapping[bytes, bytes]) -> Http:
     host = headers.get(b"host", b"").decode("latin-1")
     return Http(
         method=scope["method"],
-        path=scope["path"][:1024],
+        path=path_of(scope)[:1024],
         status=exchange.status,
         started=exchange.started,
         ended=max(exchange.ended, exchange.started),

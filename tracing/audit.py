@@ -44,6 +44,8 @@ def entry(request: Request) -> dict[str, Any]:
             record["status"] = request.http.status
     if request.error_type:
         record["error_type"] = request.error_type
+    if request.late:
+        record["late"] = True
     if request.sequences:
         record["tokens"] = {
             "input": request.input_tokens,

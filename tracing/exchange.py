@@ -1,13 +1,16 @@
 """One HTTP request while vLLM serves it: written on the event loop, read on the drain thread once it is over."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .sampling import Head
 from .trace_context import new_span_id
 
 if TYPE_CHECKING:
     from .timeline import Timeline
+
+PATHS: Final = ("/v1/", "/v2/", "/inference/", "/invocations", "/pooling", "/classify", "/score", "/rerank",
+                "/generative_scoring", "/embed")  # fmt: skip
 
 
 class Exchange:
@@ -76,6 +79,15 @@ class Exchange:
     def session_id(self) -> str:
         """The caller's X-Session-ID; empty when there is none."""
         return session_header(self.scope)
+
+
+def path_of(scope: Any) -> str:
+    """Return the path without the prefix that `--root-path` names and that some proxies leave on."""
+    path: str = scope["path"]
+    if path.startswith(PATHS):
+        return path
+    rest = path.removeprefix(scope.get("root_path") or "")
+    return rest if rest.startswith("/") else path
 
 
 def session_header(scope: Any) -> str:

@@ -69,12 +69,10 @@ def mismatch(signature: inspect.Signature, parameters: tuple[str, ...]) -> str:
 
 def install(live: Live) -> dict[str, str]:
     """Put the hooks on; returns for each why it does not fit, or an empty text."""
-    result: dict[str, str] = {}
+    result = examine()
     for hook in HOOKS:
-        if result.get(_FIRST) and hook.name not in _ALONE:
-            result[hook.name] = f"needs {_FIRST}"
-        else:
-            result[hook.name] = _install(hook, live)
+        if not result[hook.name]:
+            _install(hook, live)
     return result
 
 
@@ -88,6 +86,10 @@ def examine() -> dict[str, str]:
             result[hook.name] = f"not there: {error}"
         else:
             result[hook.name] = mismatch(inspect.signature(target), hook.parameters)
+    missing = [name for name in _BOTH_ENDS if result[name]]
+    for hook in HOOKS:
+        if missing and not result[hook.name] and hook.name not in _ALONE:
+            result[hook.name] = f"needs {' and '.join(missing)}"
     return result
 
 
@@ -121,19 +123,12 @@ def remove() -> None:
             setattr(owner, method, target.__wrapped__)
 
 
-def _install(hook: Hook, live: Live) -> str:
-    try:
-        owner, method, target = _target(hook)
-    except (ImportError, AttributeError) as error:
-        return f"not there: {error}"
-    if getattr(target, "vllm_vitals", False):
-        return ""
-    reason = mismatch(inspect.signature(target), hook.parameters)
-    if not reason:
+def _install(hook: Hook, live: Live) -> None:
+    owner, method, target = _target(hook)
+    if not getattr(target, "vllm_vitals", False):
         wrapper: Any = functools.wraps(target)(hook.wrap(target, live))
         wrapper.vllm_vitals = True
         setattr(owner, method, wrapper)
-    return reason
 
 
 def _target(hook: Hook) -> tuple[Any, str, Any]:
@@ -144,13 +139,24 @@ def _target(hook: Hook) -> tuple[Any, str, Any]:
 
 def _wrap_add_request(original: Any, live: Live) -> Any:
     def add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
+        before = None
         try:
             request = args[0] if args else kwargs["request"]
-            state = self.request_states[request.request_id]
-            if not hasattr(state, "vllm_vitals"):  # an update of a streamed input comes here again
-                _begin(state, request)
+            before = self.request_states.get(request.request_id)
+        except Exception as error:
+            live.hook_failed("OutputProcessor.add_request", error)
+        result = original(self, *args, **kwargs)
+        try:
+            if before is None:
+                _begin(self.request_states[request.request_id], request)
                 live.processor = self
+            elif request.request_id not in self.request_states:
+                # The end of a streamed input whose last piece was answered already: vLLM only lets go of it here.
+                timeline = before.vllm_vitals
+                timeline.finish(before, "stop")
+                if live.capture_content:
+                    timeline.output_text = _output_text(before)
+                _done(timeline, live)
         except Exception as error:
             live.hook_failed("OutputProcessor.add_request", error)
         return result
@@ -170,6 +176,9 @@ def _begin(state: Any, request: Any) -> None:
     else:
         timeline = Timeline(None)
         timeline.traceparent = request.trace_headers
+    state.vllm_vitals = timeline
+    if stats is not None:
+        stats.vllm_vitals = timeline
     session = getattr(request, "session_id", None)
     if session is not None:
         timeline.session_id = session
@@ -179,9 +188,6 @@ def _begin(state: Any, request: Any) -> None:
         timeline.remote_prefill = isinstance(transfer, dict) and bool(transfer.get("do_remote_prefill"))
         if session is None:
             timeline.session_id = extra.get("session_id")
-    state.vllm_vitals = timeline
-    if stats is not None:
-        stats.vllm_vitals = timeline
 
 
 def _wrap_update_from_events(original: Any, live: Live) -> Any:
@@ -323,7 +329,8 @@ def _output_text(state: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-_FIRST: Final = "OutputProcessor.add_request"
+# A sequence whose begin or end is not seen would never be reported: without the one the other is of no use.
+_BOTH_ENDS: Final = ("OutputProcessor.add_request", "OutputProcessor._update_stats_from_finished")
 _ALONE: Final = frozenset({"OutputProcessor.do_tracing"})
 _PROCESSOR: Final = "vllm.v1.engine.output_processor"
 HOOKS: Final = (

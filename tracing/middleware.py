@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
 from . import runtime
-from .exchange import Exchange
+from .exchange import PATHS, Exchange, path_of
 from .log_context import SERVED
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -20,8 +20,6 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
 
-PATHS: Final = ("/v1/", "/v2/", "/inference/", "/invocations", "/pooling", "/classify", "/score", "/rerank",
-                "/generative_scoring", "/embed")  # fmt: skip
 REQUEST_METRICS: Final = "/metrics/requests"
 _HUNG_UP: Final = "ClientDisconnect"  # Starlette's word for an OSError of the server
 
@@ -31,16 +29,19 @@ class Vitals:
 
     def __init__(self, app: Application) -> None:
         self._app = app
-        runtime.start_pending()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         live = runtime.current()
+        if live is None and scope["type"] == "http" and runtime.is_pending():  # vLLM before 0.11.1
+            runtime.start_pending(_output_processor(scope))
+            live = runtime.current()
         if live is None or scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if not scope["path"].startswith(PATHS):
-            if scope["path"] == REQUEST_METRICS:
+        path = path_of(scope)
+        if scope["method"] == "OPTIONS" or not path.startswith(PATHS):
+            if path == REQUEST_METRICS:
                 await _serve_metrics(live, scope, send)
             else:
                 await self._app(scope, receive, send)
@@ -63,6 +64,11 @@ class Vitals:
             SERVED.reset(token)
             exchange.ended = time.time()
             live.submit(exchange)
+
+
+def _output_processor(scope: Any) -> Any:
+    engine = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+    return getattr(engine, "output_processor", None)
 
 
 def _watched(exchange: Exchange, receive: Receive, send: Send, limit: int) -> tuple[Receive, Send]:

@@ -174,6 +174,8 @@ class Request:
         headers: chosen request headers, lower-case name -> hashed value.
         input_messages: prompt or messages as JSON; only with `capture_content`.
         gpus: the engine's GPUs; empty unless gpu_facts are on.
+        late: the engine's part of an HTTP request that was reported, and counted, when its answer ended: a background
+            job, or an abort that took long.
     """
 
     request_id: str
@@ -192,6 +194,7 @@ class Request:
     headers: Mapping[str, str] | None = None
     input_messages: str | None = None
     gpus: tuple[Gpu, ...] = ()
+    late: bool = False
 
     @property
     def input_tokens(self) -> int:

@@ -39,6 +39,8 @@ def fields(request: Request) -> dict[str, Any]:
     if request.model:
         line["model"] = request.model
     line["outcome"] = request.outcome
+    if request.late:
+        line["late"] = True
     line["event.outcome"] = "success" if request.outcome == "ok" else "failure"
     if request.error_type:
         line["error.type"] = request.error_type

@@ -166,7 +166,8 @@ class RequestMetricsSink:
     def _count(self, model: _Model, request: Request, exemplar: tuple[int, int, float] | None) -> None:
         outcome = request.outcome
         well = outcome == "ok"
-        model.requests[outcome] += 1
+        if not request.late:
+            model.requests[outcome] += 1
         if not request.sequences:
             return
         tokens = model.tokens[outcome]

@@ -31,7 +31,7 @@ _REQUEST_ID: Final = 256
 _PRINTABLE: Final = re.compile(rb"[!-~]+")
 
 _current: "Runtime | None" = None
-_pending: list[Callable[[bool], None]] = []
+_pending: list[Callable[[Any], None]] = []
 
 
 def current() -> "Runtime | None":
@@ -39,16 +39,21 @@ def current() -> "Runtime | None":
     return _current
 
 
-def when_server_shows(start: Callable[[bool], None]) -> None:
-    """Keep a start for the moment in which a process turns out to be an API server; it learns whether vLLM traces."""
+def when_server_shows(start: Callable[[Any], None]) -> None:
+    """Keep a start for the moment in which a process turns out to be an API server; it gets the OutputProcessor."""
     _pending[:] = [start]
 
 
-def start_pending(*, native: bool = False) -> None:
-    """Do the start that was kept, once; this is an API server."""
+def is_pending() -> bool:
+    """Return whether a start was kept."""
+    return bool(_pending)
+
+
+def start_pending(processor: Any) -> None:
+    """Do the start that was kept, once; this is an API server with its OutputProcessor, which may be None."""
     while _pending:
         try:
-            _pending.pop()(native)
+            _pending.pop()(processor)
         except Exception:  # vLLM's own start must go on
             _log.exception("tracing stays off: it could not be started")
 

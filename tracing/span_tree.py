@@ -330,6 +330,8 @@ def _llm_request(
         _add_root_facts(attributes, request)
     if request.http is not None:
         parent, kind, flags = trace.span_id, INTERNAL, _LOCAL
+    elif request.late:
+        parent, kind, flags = trace.parent_span_id, INTERNAL, _LOCAL
     else:
         parent, kind, flags = trace.parent_span_id, SERVER, _REMOTE if trace.parent_span_id else _LOCAL
     return Span(

@@ -50,16 +50,13 @@ def watch_for_fatal_errors() -> None:
 
 
 def at_first_request() -> None:
-    """Start when the API server shows itself by its middleware or its first request: vLLM before 0.11.1."""
+    """Start when the API server shows itself by its first request, in the middleware or without: vLLM before 0.11.1."""
 
-    def start(native: bool) -> None:
-        in_api_server(None, [0], native=native)
+    def start(processor: Any) -> None:
+        in_api_server(None, [0], native=bool(getattr(processor, "tracer", None)))
 
     runtime.when_server_shows(start)
-    hooks.when_first_called(
-        "OutputProcessor.add_request",
-        lambda processor: runtime.start_pending(native=bool(getattr(processor, "tracer", None))),
-    )
+    hooks.when_first_called("OutputProcessor.add_request", runtime.start_pending)
 
 
 def in_api_server(config: Any, engine_indexes: Sequence[int], *, native: bool | None = None) -> Runtime | None:
@@ -89,6 +86,7 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
     endpoint = getattr(getattr(config, "observability_config", None), "otlp_traces_endpoint", None)
     alongside = bool(endpoint) if native is None else native
     models = served_models(config)
+    many_engines = len(engine_indexes) > 1 or _elastic(config)
     state = fatal_file.state_dir(settings.state_dir)
     sampler = Sampler(settings.sampling, os.environ)
     hasher = Hasher.from_settings(settings.privacy)
@@ -110,7 +108,7 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
         capture_content=settings.capture_content,
         exporting=export is not None,
         gpus=facts.current,
-        engine_index=engine_indexes[0] if len(engine_indexes) == 1 else None,
+        engine_index=None if many_engines else engine_indexes[0],
     )
     sinks: list[Sink] = [page]
     if settings.request_log.enabled:
@@ -132,21 +130,25 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
         metrics_page=page.page,
         minute_line=page.minute_line,
     )
-    unfit = {name: reason for name, reason in hooks.install(live).items() if reason}
+    unfit = {name: reason for name, reason in hooks.examine().items() if reason}
     for name, reason in unfit.items():
         counters.add(HOOK_FALLBACKS, detail=name)
         _log.warning("this vLLM has no fitting %s (%s): less is known of requests", name, reason)
-    exact = not {"OutputProcessor.add_request", "OutputProcessor._update_stats_from_finished"} & unfit.keys()
-    if not exact:
+    if "OutputProcessor.add_request" in unfit:
         live.by_request_id = {}
     if alongside:
         live.waits_for_native = "OutputProcessor.do_tracing" not in unfit
         _hang_on_native(live, models[0] if models else "")
     fatal.install(state, "api_server")
     fatal.name_requests(live.in_flight)
-    live.many_engines = len(engine_indexes) > 1
-    live.start()
-    facts.start()
+    live.many_engines = many_engines
+    try:
+        hooks.install(live)
+        live.start()
+        facts.start()
+    except BaseException:
+        hooks.remove()  # without a drain thread they would only collect
+        raise
     _log.info("tracing is on: mode %s, spans go %s", info["mode"], "to the collector" if export else "nowhere")
     return live
 
@@ -165,6 +167,11 @@ def unhooked(live: Runtime, iteration: Any, engine_index: int) -> None:
         timeline.finished = iteration.iteration_timestamp
         timeline.done = True
         live.submit_unhooked(timeline)
+
+
+def _elastic(config: Any) -> bool:
+    """Return whether engines may come and go while the server runs."""
+    return bool(getattr(getattr(config, "parallel_config", None), "enable_elastic_ep", False))
 
 
 def served_models(config: Any) -> list[str]:

@@ -20,6 +20,7 @@ class Times(NamedTuple):
     first_token_ts: float
     last_token_ts: float
     num_generation_tokens: int
+    first_token_latency: float = 0.0  # from arrival to the moment in which the API server had the first token
 
 
 class Timeline:
@@ -55,6 +56,10 @@ class Timeline:
 
     def __init__(self, exchange: Exchange | None) -> None:
         self.exchange = exchange
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Be nothing to pickle and deepcopy: vLLM's statistics, which we hang on, go out with an offline answer."""
+        return type(None), ()
 
     @property
     def preemptions(self) -> int:

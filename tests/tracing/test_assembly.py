@@ -1,5 +1,7 @@
 """What is made of what middleware and hooks saw."""
 
+import copy
+import pickle
 import time
 from types import SimpleNamespace
 
@@ -8,9 +10,12 @@ from vllm_vitals.tracing.assembly import Assembly
 from vllm_vitals.tracing.durations import Durations, from_span
 from vllm_vitals.tracing.exchange import Exchange
 from vllm_vitals.tracing.phases import phases
+from vllm_vitals.tracing.request_line import fields
+from vllm_vitals.tracing.request_metrics import RequestMetricsSink
 from vllm_vitals.tracing.sampling import Sampler
+from vllm_vitals.tracing.span_tree import INTERNAL, spans_of
 from vllm_vitals.tracing.timeline import Timeline, Times
-from vllm_vitals.tracing_settings import SamplingSettings
+from vllm_vitals.tracing_settings import GoodputSettings, SamplingSettings
 
 QUEUED, SCHEDULED, PREEMPTED = 1, 2, 3
 
@@ -46,6 +51,7 @@ def timeline(shift=0.0, *, arrived=2.0, reason="length", exchange=None, **more):
     times = {
         "arrival_time": wall, "queued_ts": monotonic + shift + 0.1, "scheduled_ts": monotonic + shift + 0.3,
         "first_token_ts": monotonic + shift + 0.6, "last_token_ts": monotonic + shift + 1.0, "num_generation_tokens": 9,
+        "first_token_latency": 0.602,
     }  # fmt: skip
     made = Timeline(exchange)
     made.finish(state(stats=SimpleNamespace(**times), **more), reason)
@@ -82,6 +88,14 @@ def test_an_engine_on_another_host_is_anchored_on_its_last_message_and_marked(as
     assert sequence.arrival <= sequence.queued
     assert sequence.last_token <= sequence.finished + 0.001
     assert [phase.seconds for phase in phases(sequence)] == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.01)
+
+
+def test_an_engine_on_another_host_is_anchored_on_its_fastest_message(assembly):
+    lagging = timeline(86_400.0)
+    lagging.finished += 0.9  # the last message was late, the first was not
+    (sequence,) = assembly.alone(lagging).sequences
+    assert sequence.remote_clock
+    assert sequence.first_token == pytest.approx(sequence.arrival + 0.602, abs=1e-6)
 
 
 def test_an_api_server_that_lags_behind_is_no_other_host(assembly):
@@ -147,6 +161,26 @@ def test_a_sequence_that_outlives_its_request_hangs_below_it(assembly):
     assert late.request_id == "a"
     assert late.trace.trace_id == http.trace_id
     assert late.trace.parent_span_id == http.span_id
+    (own, *_) = spans_of(late)
+    assert (own.name, own.kind, own.flags) == ("llm_request", INTERNAL, 0x101)  # below a local parent
+
+
+def test_what_comes_late_is_counted_with_its_tokens_but_not_as_a_request(assembly):
+    http = exchange()
+    sink = RequestMetricsSink(["tiny"], GoodputSettings())
+    sink.take(assembly.request(http, []))
+    sink.take(assembly.alone(timeline(exchange=http)))
+    numbers = sink.values().numbers
+    assert numbers["vllm_vitals_requests_total", ("tiny", "ok")] == 1
+    assert numbers["vllm_vitals_request_output_tokens_total", ("tiny", "ok")] == 9
+    assert fields(assembly.alone(timeline(exchange=http)))["late"] is True
+    assert "late" not in fields(assembly.alone(timeline()))
+
+
+def test_a_timeline_that_went_out_with_vllms_statistics_is_nothing():
+    statistics = SimpleNamespace(vllm_vitals=timeline(exchange=exchange()))
+    assert pickle.loads(pickle.dumps(statistics)).vllm_vitals is None
+    assert copy.deepcopy(statistics).vllm_vitals is None
 
 
 def test_the_session_is_found_where_it_is_said_first(assembly):

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from vllm_vitals.tracing import hooks
+from vllm_vitals.tracing import hooks, start
 from vllm_vitals.tracing.hooks import HOOKS, mismatch
 
 DATA = Path(__file__).parents[1] / "data/vllm-signatures.json"
@@ -96,7 +96,13 @@ def old_vllm(monkeypatch):
 
         def add_request(self, request, prompt, parent_req=None, request_index=0, queue=None):
             added.append(request.request_id)
-            self.request_states[request.request_id] = SimpleNamespace(stats=None)
+            if prompt == "end":  # of a streamed input that was answered already
+                del self.request_states[request.request_id]
+            elif request.request_id not in self.request_states:
+                self.request_states[request.request_id] = SimpleNamespace(stats=None)
+
+        def _update_stats_from_finished(self, req_state, finish_reason, iteration_stats):
+            pass
 
     class IterationStats:
         pass
@@ -116,6 +122,12 @@ class Live:
     processor = tracing = None
     capture_content = waits_for_native = many_engines = False
 
+    def __init__(self):
+        self.submitted = []
+
+    def submit(self, done):
+        self.submitted.append(done)
+
     def hook_failed(self, hook, error):
         raise AssertionError(hook) from error
 
@@ -134,10 +146,50 @@ def test_an_old_vllm_is_hooked_when_it_shows_itself(old_vllm, starts_first):
         start()
     processor = old_vllm.OutputProcessor()
     for name in ("a", "b"):
-        processor.add_request(SimpleNamespace(request_id=name, trace_headers=None, sampling_params=None), None)
+        processor.add_request(request(name), None)
     assert old_vllm.added == ["a", "b"]
     assert starts == [1]
     assert all(hasattr(state, "vllm_vitals") for state in processor.request_states.values())
+
+
+def request(name):
+    return SimpleNamespace(request_id=name, trace_headers=None, sampling_params=None)
+
+
+def test_a_streamed_input_is_one_sequence_and_ends_with_its_last_piece(old_vllm):
+    live = Live()
+    hooks.install(live)
+    processor = old_vllm.OutputProcessor()
+    processor.add_request(request("a"), "begin")
+    state = processor.request_states["a"]
+    state.__dict__.update(request_id="a", parent_req=None)
+    processor.add_request(request("a"), "more")
+    assert live.submitted == []
+    processor.add_request(request("a"), "end")
+    (timeline,) = live.submitted
+    assert timeline is state.vllm_vitals
+    assert (timeline.done, timeline.finish_reason, timeline.facts[1]) == (True, "stop", "a")
+
+
+@pytest.mark.parametrize("lacking", ["add_request", "_update_stats_from_finished"])
+def test_where_begin_or_end_cannot_be_seen_neither_is_hooked(old_vllm, lacking):
+    delattr(old_vllm.OutputProcessor, lacking)
+    originals = {**vars(old_vllm.OutputProcessor)}
+    unfit = hooks.install(Live())
+    assert all(unfit.values())
+    assert {**vars(old_vllm.OutputProcessor)} == originals
+
+
+@pytest.mark.parametrize("tracer", [None, object()])
+def test_an_old_vllm_says_by_its_tracer_whether_it_traces(old_vllm, monkeypatch, tracer):
+    told = []
+    monkeypatch.setattr(start, "in_api_server", lambda _, __, native: told.append(native))
+    start.at_first_request()
+    processor = old_vllm.OutputProcessor()
+    processor.tracer = tracer
+    for name in ("a", "b"):
+        processor.add_request(request(name), None)
+    assert told == [tracer is not None]
 
 
 def test_a_start_that_fails_leaves_an_old_vllm_alone(old_vllm, caplog):

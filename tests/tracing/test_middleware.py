@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 from support.waiting import wait_for
@@ -141,6 +142,37 @@ def test_other_paths_pass_untouched(plugin):
     assert seen[0][0] is wanted
     call(answer, scope())
     assert [request.http.path for request in plugin.requests()] == ["/v1/completions"]
+
+
+@pytest.mark.parametrize(
+    ("root", "sent"),
+    [("/tenant", "/tenant/v1/completions"), ("/tenant", "/v1/completions"), ("/v1", "/v1/completions")],
+)
+def test_a_root_path_is_no_part_of_the_path(plugin, root, sent):
+    call(answer, scope(sent) | {"root_path": root})
+    assert [request.http.path for request in plugin.requests()] == ["/v1/completions"]
+
+
+def test_what_only_begins_like_the_root_path_is_not_ours(plugin):
+    call(answer, scope("/tenants/v1/completions") | {"root_path": "/tenant"})
+    call(answer, scope())
+    assert len(plugin.requests()) == 1
+
+
+def test_a_browsers_question_whether_it_may_ask_is_no_request(plugin):
+    call(answer, scope(method="OPTIONS"))
+    call(answer, scope())
+    assert [request.http.method for request in plugin.requests()] == ["POST"]
+
+
+def test_an_old_vllm_starts_us_with_the_first_request():
+    starts = []
+    engine = SimpleNamespace(output_processor=object())
+    app = SimpleNamespace(state=SimpleNamespace(engine_client=engine))
+    runtime.when_server_shows(starts.append)
+    call(answer, scope("/health", method="GET") | {"app": app})
+    call(answer, scope() | {"app": app})
+    assert starts == [engine.output_processor]
 
 
 def test_a_request_is_reported_with_what_was_seen_of_it(plugin):

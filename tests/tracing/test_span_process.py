@@ -298,6 +298,7 @@ def test_every_field_of_a_request_crosses():
         {"x": "y"},
         "[]",
         (Gpu("u", "H100", 5, 6.5),),
+        late=True,
     )
     assert unpacked(packed(whole)) == whole
     assert unpacked(packed(request())) == request()
