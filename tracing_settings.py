@@ -102,6 +102,7 @@ class TracingSettings:
     export: Literal["thread", "process"] = "thread"
     queue_size: int = field(default=4096, metadata={"least": 16})
     body_bytes: int = 64 * 1024
+    only_traces: bool = False
     capture_content: bool = False
     state_dir: Path | None = None
     sampling: SamplingSettings = SamplingSettings()
@@ -110,6 +111,16 @@ class TracingSettings:
     audit: AuditSettings = AuditSettings()
     goodput: GoodputSettings = GoodputSettings()
     gpu_facts: GpuFactSettings = GpuFactSettings()
+
+    @classmethod
+    def refined(cls, values: dict[str, Any], place: str) -> dict[str, Any]:
+        """Return the values; raises ConfigError where what is not sampled is to be forgotten and looked at, too."""
+        if values.get("only_traces"):
+            if "audit" in values and values["audit"].file is not None:
+                raise ConfigError(f"{place}: expected no audit.file beside only_traces, found one")
+            if "sampling" in values and values["sampling"].keep:
+                raise ConfigError(f"{place}: expected no sampling.keep beside only_traces, found rules")
+        return values
 
 
 # Variables that win over the file, since a container's environment is easier to change than its files.

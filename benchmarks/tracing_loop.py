@@ -49,7 +49,7 @@ def live() -> Runtime:
     sampler = Sampler(SamplingSettings(), {})
     return Runtime(
         assembly=Assembly(sampler, hash_text=str), sampler=sampler, sinks=(), counters=Counters(), queue_size=1 << 20,
-        body_bytes=65536, capture_content=False, rewrites_traceparent=False,
+        body_bytes=65536, capture_content=False, rewrites_traceparent=False, only_traces=False,
         metrics_page=lambda _: ("", b""), minute_line=lambda: "",
     )  # fmt: skip
 
@@ -114,11 +114,14 @@ async def serve(app, headers, plugin: Runtime) -> float:
     return (time.thread_time() - begin) / REQUESTS
 
 
-def round_of(headers, events: int, *, with_hooks: bool, with_middleware: bool) -> tuple[float, float]:
+def round_of(
+    headers, events: int, *, with_hooks: bool, with_middleware: bool, only_traces: bool = False
+) -> tuple[float, float]:
     """Return seconds per request without and with the plugin's parts."""
     processor = OutputProcessor(None, log_stats=True)
     app = application(processor, events)
     plugin = live()
+    plugin.only_traces = only_traces
     without = asyncio.run(serve(app, headers, plugin))
     runtime._current = plugin if with_middleware else None
     if with_hooks:
@@ -139,6 +142,7 @@ def main() -> None:
     cases = {
         "sampled": (sampled, 0, True, True),
         "unsampled": (unsampled, 0, True, True),
+        "unsampled, only_traces": (unsampled, 0, True, True, True),
         "unsampled, no X-Request-Id sent": (HEADERS, 0, True, True),
         "unsampled, stream of 8 events": (unsampled, 8, True, True),
         "middleware alone": (unsampled, 0, False, True),
@@ -148,8 +152,10 @@ def main() -> None:
     bare: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds):
         print(f"\rround {number + 1}/{rounds}", end="", file=sys.stderr)
-        for name, (headers, events, with_hooks, with_middleware) in cases.items():
-            without, plugged = round_of(headers, events, with_hooks=with_hooks, with_middleware=with_middleware)
+        for name, (headers, events, with_hooks, with_middleware, *only) in cases.items():
+            without, plugged = round_of(
+                headers, events, with_hooks=with_hooks, with_middleware=with_middleware, only_traces=bool(only)
+            )
             differences[name].append((plugged - without) * 1e6)
             bare[name].append(without * 1e6)
     print(file=sys.stderr)

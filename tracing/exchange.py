@@ -1,13 +1,18 @@
 """One HTTP request while vLLM serves it: written on the event loop, read on the drain thread once it is over."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from .sampling import Head
 from .trace_context import new_span_id
 
 if TYPE_CHECKING:
     from .timeline import Timeline
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 PATHS: Final = ("/v1/", "/v2/", "/inference/", "/invocations", "/pooling", "/classify", "/score", "/rerank",
                 "/generative_scoring", "/embed")  # fmt: skip
@@ -25,6 +30,8 @@ class Exchange:
         complete: the last byte of the answer was handed over.
         disconnected: the caller hung up before that.
         error_type: class of an exception that left the application.
+        receive, send: ASGI's, which `received` and `sent` stand in for; set by the middleware.
+        body_limit: bytes of the body that are kept at most.
         body: the request's body in pieces, by reference; dropped when it grows beyond a limit.
         body_bytes: its size so far, negative once dropped.
         sequences: what the engine made of it.
@@ -38,12 +45,59 @@ class Exchange:
     error_type = ""
     body: list[bytes] | None = None
     sequences: "list[Timeline] | None" = None
+    receive: Receive
+    send: Send
+    body_limit: int
 
     def __init__(self, scope: Any, raw_id: bytes, decide: Callable[[Any], Head], started: float) -> None:
         self.scope = scope
         self.raw_id = raw_id
         self._decide = decide
         self.started = started
+
+    # Methods, not closures of the middleware: those are six objects more for the garbage collector.
+
+    async def received(self) -> Message:
+        """Pass on what comes from the caller."""
+        message = await self.receive()
+        if message["type"] == "http.request":
+            piece = message.get("body")
+            if piece and self.body_bytes >= 0:
+                self.body_bytes += len(piece)
+                if self.body_bytes > self.body_limit:
+                    self.body = None
+                    self.body_bytes = -1
+                elif self.body is None:
+                    self.body = [piece]
+                else:
+                    self.body.append(piece)
+        elif message["type"] == "http.disconnect" and not self.complete:
+            self.disconnected = True
+        return message
+
+    # No coroutine of its own: each event of a stream comes through here.
+    def sent(self, message: Message) -> Awaitable[None]:
+        """Pass on what goes to the caller; the answer gets our X-Request-Id unless it has one."""
+        if message["type"] == "http.response.body":
+            if not self.first_byte and message.get("body"):
+                self.first_byte = time.time()
+            if not message.get("more_body"):
+                # Set before it is sent: the server answers the next receive() with a disconnect as soon as it is.
+                self.complete = not self.disconnected
+        elif message["type"] == "http.response.start":
+            self.status = message.get("status", 0)
+            headers = message.get("headers") or ()
+            told = False
+            for name, value in headers:
+                if len(name) == 12:  # both names that matter have twelve letters
+                    lower = name.lower()
+                    if lower == b"x-request-id":
+                        told = True
+                    elif lower == b"content-type":
+                        self.streamed = value.startswith(b"text/event-stream")
+            if not told:
+                message["headers"] = [*headers, (b"x-request-id", self.raw_id)]
+        return self.send(message)
 
     # Made when first asked for: mostly by the drain thread, or by the log line of an access. Should both ask at once,
     # setdefault lets one of them win.
@@ -79,6 +133,17 @@ class Exchange:
     def session_id(self) -> str:
         """The caller's X-Session-ID; empty when there is none."""
         return session_header(self.scope)
+
+
+class Unwanted:
+    """Stands for a request of which nothing is wanted: not sampled, where only traces are."""
+
+    request_id = session_id = ""
+    trace_id = span_id = 0
+    sampled = False
+
+
+UNWANTED: Final = Unwanted()
 
 
 def path_of(scope: Any) -> str:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-from .exchange import Exchange
+from .exchange import UNWANTED, Exchange
 from .log_context import SERVED
 from .timeline import Timeline
 
@@ -148,15 +148,17 @@ def _wrap_add_request(original: Any, live: Live) -> Any:
         result = original(self, *args, **kwargs)
         try:
             if before is None:
-                _begin(self.request_states[request.request_id], request)
-                live.processor = self
+                if SERVED.get() is not UNWANTED:
+                    _begin(self.request_states[request.request_id], request)
+                    live.processor = self
             elif request.request_id not in self.request_states:
                 # The end of a streamed input whose last piece was answered already: vLLM only lets go of it here.
-                timeline = before.vllm_vitals
-                timeline.finish(before, "stop")
-                if live.capture_content:
-                    timeline.output_text = _output_text(before)
-                _done(timeline, live)
+                timeline = getattr(before, "vllm_vitals", None)
+                if timeline is not None:
+                    timeline.finish(before, "stop")
+                    if live.capture_content:
+                        timeline.output_text = _output_text(before)
+                    _done(timeline, live)
         except Exception as error:
             live.hook_failed("OutputProcessor.add_request", error)
         return result
@@ -196,11 +198,12 @@ def _wrap_update_from_events(original: Any, live: Live) -> Any:
             events = args[1] if len(args) > 1 else kwargs["events"]
             if len(events) != 2 or events[0].type != _QUEUED or events[1].type != _SCHEDULED:  # else nothing is new
                 stats = args[3] if len(args) > 3 else kwargs["req_stats"]
-                timeline = stats.vllm_vitals
-                if timeline.events is None:
-                    timeline.events = [events]
-                else:
-                    timeline.events.append(events)
+                timeline = getattr(stats, "vllm_vitals", None)
+                if timeline is not None:
+                    if timeline.events is None:
+                        timeline.events = [events]
+                    else:
+                        timeline.events.append(events)
         except Exception as error:
             live.hook_failed("IterationStats.update_from_events", error)
         return original(self, *args, **kwargs)
@@ -213,7 +216,9 @@ def _wrap_update_stats_from_finished(original: Any, live: Live) -> Any:
         result = original(self, *args, **kwargs)
         try:
             state = args[0] if args else kwargs["req_state"]
-            timeline = state.vllm_vitals
+            timeline = getattr(state, "vllm_vitals", None)
+            if timeline is None:  # unwanted, or begun before we were there
+                return result
             timeline.finish(state, args[1] if len(args) > 1 else kwargs["finish_reason"])
             if live.many_engines:
                 _note_for_stat_logger(timeline, args[2] if len(args) > 2 else kwargs["iteration_stats"])

@@ -8,16 +8,13 @@ tracing is on). It buffers nothing: pieces of the request's body are kept by ref
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 from . import runtime
-from .exchange import PATHS, Exchange, path_of
+from .exchange import PATHS, UNWANTED, Receive, Send, path_of
 from .log_context import SERVED
 
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
 
 REQUEST_METRICS: Final = "/metrics/requests"
@@ -52,9 +49,17 @@ class Vitals:
             live.hook_failed("middleware", error)
             await self._app(scope, receive, send)
             return
+        if exchange is None:  # nothing is wanted of it
+            token = SERVED.set(UNWANTED)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                SERVED.reset(token)
+            return
+        exchange.receive, exchange.send, exchange.body_limit = receive, send, live.body_bytes
         token = SERVED.set(exchange)
         try:
-            await self._app(scope, *_watched(exchange, receive, send, live.body_bytes))
+            await self._app(scope, exchange.received, exchange.sent)
         except BaseException as error:
             exchange.error_type = type(error).__name__
             if not exchange.complete and (isinstance(error, OSError) or exchange.error_type == _HUNG_UP):
@@ -69,56 +74,6 @@ class Vitals:
 def _output_processor(scope: Any) -> Any:
     engine = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
     return getattr(engine, "output_processor", None)
-
-
-def _watched(exchange: Exchange, receive: Receive, send: Send, limit: int) -> tuple[Receive, Send]:
-    """Return receive and send that note what passes."""
-
-    async def received() -> Message:
-        message = await receive()
-        if message["type"] == "http.request":
-            piece = message.get("body")
-            if piece and exchange.body_bytes >= 0:
-                exchange.body_bytes += len(piece)
-                if exchange.body_bytes > limit:
-                    exchange.body = None
-                    exchange.body_bytes = -1
-                elif exchange.body is None:
-                    exchange.body = [piece]
-                else:
-                    exchange.body.append(piece)
-        elif message["type"] == "http.disconnect" and not exchange.complete:
-            exchange.disconnected = True
-        return message
-
-    # No coroutine of its own: each event of a stream comes through here.
-    def sent(message: Message) -> Awaitable[None]:
-        if message["type"] == "http.response.body":
-            if not exchange.first_byte and message.get("body"):
-                exchange.first_byte = time.time()
-            if not message.get("more_body"):
-                # Set before it is sent: the server answers the next receive() with a disconnect as soon as it is.
-                exchange.complete = not exchange.disconnected
-        elif message["type"] == "http.response.start":
-            _started(exchange, message)
-        return send(message)
-
-    return received, sent
-
-
-def _started(exchange: Exchange, message: Message) -> None:
-    exchange.status = message.get("status", 0)
-    headers = message.get("headers") or ()
-    told = False
-    for name, value in headers:
-        if len(name) == 12:  # both names that matter have twelve letters
-            lower = name.lower()
-            if lower == b"x-request-id":
-                told = True
-            elif lower == b"content-type":
-                exchange.streamed = value.startswith(b"text/event-stream")
-    if not told:
-        message["headers"] = [*headers, (b"x-request-id", exchange.raw_id)]
 
 
 async def _serve_metrics(live: "runtime.Runtime", scope: Any, send: Send) -> None:

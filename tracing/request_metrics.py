@@ -93,7 +93,8 @@ class RequestMetricsSink:
     """Counts requests.
 
     Args:
-        models: names that are served, LoRA adapters included; others are learnt from what the engine ran.
+        models: names that are served, LoRA adapters included; others are learnt from what the engine ran. None counts
+            no requests.
         goodput: targets of a good request; they are bucket bounds, too.
         fatal_counts: returns kind -> count of errors that kill an engine, over all processes of this server.
     """
@@ -102,7 +103,7 @@ class RequestMetricsSink:
 
     def __init__(
         self,
-        models: Iterable[str],
+        models: Iterable[str] | None,
         goodput: GoodputSettings,
         *,
         fatal_counts: Callable[[], Mapping[str, int]] = dict,
@@ -114,10 +115,13 @@ class RequestMetricsSink:
         self._bounds[_TPOT] = _with(_PER_TOKEN, goodput.tpot)
         self._fatal_counts = fatal_counts
         self._lock = threading.Lock()  # between the drain thread and a scrape
-        self._models = {name: _Model(self._bounds) for name in (OTHER, *models)}
+        self._counts = models is not None
+        self._models = {name: _Model(self._bounds) for name in (OTHER, *(models or ()))}
 
     def take(self, request: Request) -> None:
         """Count a request: some microseconds."""
+        if not self._counts:
+            return
         trace = request.trace
         exemplar = (trace.trace_id, trace.span_id, request.ended) if trace.sampled else None
         with self._lock:
@@ -138,6 +142,8 @@ class RequestMetricsSink:
         """Return this process's values."""
         numbers: dict[Series, float] = {}
         histograms: dict[Series, Histogram] = {}
+        if not self._counts:
+            return Values(numbers, histograms)
         with self._lock:
             for name, model in self._models.items():
                 numbers.update(_numbers(name, model, goodput=self._ttft is not None or self._tpot is not None))

@@ -70,6 +70,7 @@ class Runtime:
         body_bytes: limit of the request bodies that are looked at.
         capture_content: keep prompts and answers.
         rewrites_traceparent: vLLM's own tracing is on, so its spans must hang below our HTTP span.
+        only_traces: what is not sampled when it comes goes unnoticed.
         metrics_page: Accept header -> (content type, page).
         minute_line: what to log each minute; empty for nothing.
     """
@@ -85,6 +86,7 @@ class Runtime:
         body_bytes: int,
         capture_content: bool,
         rewrites_traceparent: bool,
+        only_traces: bool,
         metrics_page: Callable[[str], tuple[str, bytes]],
         minute_line: Callable[[], str],
     ) -> None:
@@ -96,6 +98,7 @@ class Runtime:
         self.processor: Any = None  # vLLM's OutputProcessor, once a request came
         self.metrics_page = metrics_page
         self.by_request_id: dict[str, Exchange] | None = None  # filled only where the hooks do not fit
+        self.only_traces = only_traces
         self._assembly = assembly
         self._sampler = sampler
         self._sinks = sinks
@@ -119,21 +122,27 @@ class Runtime:
         multiprocessing.util.Finalize(None, self.close, exitpriority=10)
         os.register_at_fork(after_in_child=_forget)
 
-    def begin(self, scope: Any) -> tuple[Exchange, Any]:
+    def begin(self, scope: Any) -> tuple[Exchange | None, Any]:
         """Return the exchange of a request that comes in, and the scope to pass on; runs on the event loop."""
         headers = scope["headers"]
+        decide: Callable[[Any], Head] = self._decide
+        if self.only_traces:
+            head = decide(scope)
+            if not head.sampled:
+                return None, scope
+            decide = _decided(head)
         given = b""
         for name, value in headers:
             if name == b"x-request-id":
                 given = value
                 break
         if len(given) <= _REQUEST_ID and (given.isalnum() or _PRINTABLE.fullmatch(given)):
-            exchange = Exchange(scope, given, self._decide, time.time())
+            exchange = Exchange(scope, given, decide, time.time())
             if not self._rewrites_traceparent and self.by_request_id is None:
                 return exchange, scope
             changed = [*headers]
         else:  # none, or one that would break a log or a header
-            exchange = Exchange(scope, b"%032x" % new_trace_id(), self._decide, time.time())
+            exchange = Exchange(scope, b"%032x" % new_trace_id(), decide, time.time())
             changed = [pair for pair in headers if pair[0] != b"x-request-id"]
             changed.append((b"x-request-id", exchange.raw_id))
         if self._rewrites_traceparent:
@@ -296,6 +305,10 @@ class Runtime:
         if name not in self._failed:
             self._failed.add(name)
             _log.warning("%s failed, counted from now on: %r", name, error)
+
+
+def _decided(head: Head) -> Callable[[Any], Head]:
+    return lambda _: head
 
 
 def _forget() -> None:

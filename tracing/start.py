@@ -92,7 +92,11 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
     hasher = Hasher.from_settings(settings.privacy)
     export = otlp_settings(os.environ, endpoint)
     facts = GpuFacts(settings.gpu_facts, counters)
-    metrics = RequestMetricsSink(models, settings.goodput, fatal_counts=lambda: fatal.fatal_counts(state))
+    metrics = RequestMetricsSink(
+        models if not settings.only_traces else None,
+        settings.goodput,
+        fatal_counts=lambda: fatal.fatal_counts(state),
+    )
     info = {
         "mode": "alongside" if alongside else "own",
         "export": settings.export if export else "none",
@@ -111,7 +115,7 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
         engine_index=None if many_engines else engine_indexes[0],
     )
     sinks: list[Sink] = [page]
-    if settings.request_log.enabled:
+    if settings.request_log.enabled and not settings.only_traces:
         sinks.append(RequestLogSink(settings.request_log))
     if settings.audit.file is not None:
         sinks.append(AuditSink(settings.audit, counters))
@@ -127,6 +131,7 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
         body_bytes=settings.body_bytes,
         capture_content=settings.capture_content,
         rewrites_traceparent=alongside,
+        only_traces=settings.only_traces and not alongside,
         metrics_page=page.page,
         minute_line=page.minute_line,
     )
@@ -136,6 +141,7 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
         _log.warning("this vLLM has no fitting %s (%s): less is known of requests", name, reason)
     if "OutputProcessor.add_request" in unfit:
         live.by_request_id = {}
+        live.only_traces = False
     if alongside:
         live.waits_for_native = "OutputProcessor.do_tracing" not in unfit
         _hang_on_native(live, models[0] if models else "")

@@ -11,6 +11,7 @@ from support.waiting import wait_for
 from vllm_vitals.tracing import runtime
 from vllm_vitals.tracing.assembly import Assembly
 from vllm_vitals.tracing.counters import HOOK_FAILURES, REQUESTS_DROPPED, Counters
+from vllm_vitals.tracing.exchange import UNWANTED
 from vllm_vitals.tracing.log_context import SERVED
 from vllm_vitals.tracing.middleware import Vitals
 from vllm_vitals.tracing.runtime import Runtime
@@ -43,7 +44,7 @@ class Collecting:
 class Plugin:
     """A running plugin with a sink that collects."""
 
-    def __init__(self, *, queue_size=4096, rewrites=False, body_bytes=65536, sinks=None):
+    def __init__(self, *, queue_size=4096, rewrites=False, body_bytes=65536, sinks=None, only_traces=False):
         self.counters = Counters()
         self.sink = Collecting()
         sampler = Sampler(SamplingSettings(), {})
@@ -58,6 +59,7 @@ class Plugin:
             body_bytes=body_bytes,
             capture_content=False,
             rewrites_traceparent=rewrites,
+            only_traces=only_traces,
             metrics_page=lambda accept: ("text/plain", b"accepts " + accept.encode()),
             minute_line=lambda: "",
         )
@@ -128,6 +130,25 @@ def test_without_a_running_plugin_it_is_transparent():
     assert runtime.current() is None
     sent = call(answer, scope())
     assert sent[0]["headers"] == [(b"content-type", b"application/json")]
+
+
+def test_with_only_traces_what_is_not_sampled_passes_untouched(plugins):
+    plugin = plugins(only_traces=True)
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope, receive, SERVED.get()))
+        await answer(scope, receive, send)
+
+    unsampled = scope(headers=[(b"traceparent", TRACEPARENT[:-1] + b"0")])
+    call(app, unsampled)
+    sampled = scope(headers=[(b"traceparent", TRACEPARENT)])
+    call(app, sampled)
+    assert seen[0][0] is unsampled
+    assert seen[0][2] is UNWANTED
+    (only,) = plugin.requests()
+    assert only.trace.sampled
+    assert only.trace.trace_id == seen[1][2].trace_id
 
 
 def test_other_paths_pass_untouched(plugin):
