@@ -329,3 +329,16 @@ def test_every_setting_has_a_reader():
 def test_a_secret_hides_itself():
     assert "hunter2" not in repr(Secret("hunter2"))
     assert "hunter2" not in repr([Secret("hunter2")])
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ("sampling: {keep: [errors]}", "expected no sampling.keep beside only_traces"),
+        ("audit: {file: a.jsonl, key_file: key}", "expected no audit.file beside only_traces"),
+    ],
+)
+def test_only_traces_does_not_go_with_what_looks_at_every_request(write, others, named):
+    path = write(f"tracing:\n  only_traces: on\n  {others}\n")
+    assert problem(path).startswith(f"{path}:2: tracing: {named}")
+    assert load(write("tracing:\n  only_traces: on\n"), {}, {}).tracing.only_traces

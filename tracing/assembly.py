@@ -114,8 +114,8 @@ class Assembly:
 
     def alone(self, timeline: Timeline) -> Request:
         """Return the record of a sequence without an HTTP request: no middleware, or it ended long before."""
-        exchange = timeline.exchange
-        sequence = self._sequence(timeline, timeline.stats.arrival_time if timeline.stats else timeline.finished)
+        exchange, stats = timeline.exchange, timeline.stats
+        sequence = self._sequence(timeline, stats.arrival_time if stats else timeline.finished)
         outcome: Outcome = _sequence_outcome(sequence)
         e2e = sequence.finished - sequence.arrival
         if exchange is not None:

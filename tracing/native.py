@@ -57,7 +57,7 @@ class NativeSpans(SpanProcessor):  # type: ignore[misc]  # no type information u
             return
         attributes = span.attributes or {}
         timeline = Timeline(None)
-        timeline.stats = from_span(attributes, span.start_time / 1e9)
+        timeline.durations = from_span(attributes, span.start_time / 1e9)
         timeline.native = native
         timeline.finished = span.end_time / 1e9
         response_id = str(attributes.get("gen_ai.request.id", ""))

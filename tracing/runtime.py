@@ -127,6 +127,9 @@ class Runtime:
         headers = scope["headers"]
         decide: Callable[[Any], Head] = self._decide
         if self.only_traces:
+            for name, value in headers:
+                if name == b"traceparent" and self._sampler.says_no(value):
+                    return None, scope
             head = decide(scope)
             if not head.sampled:
                 return None, scope

@@ -12,6 +12,7 @@ from .trace_context import Incoming, new_trace_id
 
 _ERRORS: Final[frozenset[Outcome]] = frozenset({"client_error", "server_error", "rejected"})
 _ABORTED: Final[frozenset[Outcome]] = frozenset({"aborted", "disconnected"})
+_TRACEPARENT_LENGTH: Final = 55  # of version 00
 _LOW_BITS: Final = (1 << 64) - 1
 
 
@@ -57,11 +58,16 @@ class Sampler:
         self._parent_based = name.startswith("parentbased_")
         self._ratio = _ratio(name.removeprefix("parentbased_"), name, environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
         self._settings = settings
+        self._follows = self._parent_based and settings.incoming != "ignore"
         self._keep = settings.keep
         self._clock = clock
         self._allowance = settings.forced_per_second
         self._allowed_at = clock()
         self.refused = 0
+
+    def says_no(self, traceparent: bytes) -> bool:
+        """Return whether a caller's header alone says that nothing is kept, at a fraction of the cost of reading it."""
+        return self._follows and len(traceparent) == _TRACEPARENT_LENGTH and traceparent.endswith(b"-00")
 
     def begin(self, incoming: Incoming | None) -> Head:
         """Decide when a request comes; runs on the event loop."""

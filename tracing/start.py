@@ -163,7 +163,7 @@ def unhooked(live: Runtime, iteration: Any, engine_index: int) -> None:
     """Report what finished in a step from vLLM's own statistics, where the hooks do not fit."""
     for finished in getattr(iteration, "finished_requests", ()):
         timeline = Timeline(None)
-        timeline.stats = from_finished(finished, iteration.iteration_timestamp)
+        timeline.durations = from_finished(finished, iteration.iteration_timestamp)
         response_id = getattr(finished, "request_id", None) or ""
         cached = getattr(finished, "num_cached_tokens", 0)
         asked = (finished.max_tokens_param, None, None, None)

@@ -30,7 +30,7 @@ class Timeline:
 
     Attributes:
         exchange: the HTTP request it belongs to, None without the middleware.
-        stats: times and tokens, copied at the end; Durations where only those are known; None without statistics.
+        durations: where only those are known.
         events: lists of engine events as they came.
         engine_index: data-parallel rank, told by the stat logger where there are several.
         facts: what was copied from vLLM's request state at the end: (response id or None, engine id, index, LoRA,
@@ -43,7 +43,8 @@ class Timeline:
 
     events: list[Any] | None = None
     engine_index: int | None = None
-    stats: "Times | Durations | None" = None
+    _times: tuple[Any, ...] = ()  # becomes Times where it is read: making one costs the event loop more than copying
+    durations: Durations | None = None
     facts: tuple[Any, ...] = ()
     finish_reason: Any = None
     error_type = ""
@@ -56,6 +57,11 @@ class Timeline:
 
     def __init__(self, exchange: Exchange | None) -> None:
         self.exchange = exchange
+
+    @property
+    def stats(self) -> Times | Durations | None:
+        """Times and tokens, None without statistics."""
+        return Times._make(self._times) if self._times else self.durations
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Be nothing to pickle and deepcopy: vLLM's statistics, which we hang on, go out with an offline answer."""
@@ -77,7 +83,7 @@ class Timeline:
             facts = (*facts[:-1], getattr(state.parent_req.sampling_params, "n", None))
         self.facts = facts
         if state.stats is not None:
-            self.stats = Times._make(_TIMES(state.stats))
+            self._times = _TIMES(state.stats)
         self.finish_reason = reason
         if error_type:
             self.error_type = error_type

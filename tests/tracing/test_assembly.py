@@ -127,7 +127,7 @@ def test_a_preemption_that_never_ended_ends_with_the_request(assembly):
 
 def test_aborted_before_the_first_token_has_no_phases(assembly):
     made = timeline(reason="abort")
-    made.stats = Times(made.stats.arrival_time, 0.0, 0.0, 0.0, 0.0, 0)
+    made._times = Times(made.stats.arrival_time, 0.0, 0.0, 0.0, 0.0, 0)
     (sequence,) = assembly.alone(made).sequences
     assert sequence.timing == "none"
     assert not sequence.prefilled

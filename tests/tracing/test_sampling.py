@@ -4,7 +4,7 @@ import pytest
 from vllm_vitals.scalars import ConfigError, Ratio, Seconds
 from vllm_vitals.tracing.records import Sequence
 from vllm_vitals.tracing.sampling import Sampler, in_ratio
-from vllm_vitals.tracing.trace_context import Incoming, new_trace_id
+from vllm_vitals.tracing.trace_context import Incoming, new_trace_id, parse_traceparent
 from vllm_vitals.tracing_settings import Keep, SamplingSettings
 
 CALLER = Incoming(0xABC, 0xDEF, sampled=True)
@@ -122,3 +122,17 @@ def test_of_the_rest_a_share_is_kept_but_not_where_the_caller_said_no():
     assert not any(
         rule.finish(rule.begin(QUIET._replace(trace_id=new_trace_id())), "ok", 1.0, ())[0] for _ in range(99)
     )
+
+
+@pytest.mark.parametrize("incoming", ["continue", "restart", "ignore"])
+@pytest.mark.parametrize("name", ["always_on", "parentbased_always_on", "parentbased_traceidratio"])
+def test_where_the_header_alone_says_no_so_does_the_decision(name, incoming):
+    made = sampler({"OTEL_TRACES_SAMPLER": name}, incoming=incoming)
+    said = 0
+    for flags in range(256):
+        header = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-%02x" % flags
+        if made.says_no(header):
+            said += 1
+            assert not made.begin(parse_traceparent(header)).sampled
+    assert said == (name != "always_on" and incoming != "ignore")
+    assert not made.says_no(b"00-00")
