@@ -193,6 +193,48 @@ TRACING: Final = (
 OURS: Final[dict[str, Metric]] = {metric.name: metric for metric in (*VITALS, *NVIDIA_GPU)}
 PLUGIN: Final[dict[str, Metric]] = {metric.name: metric for metric in (*REQUESTS, *TRACING)}
 
+# Values of the labels that have few: (family, label) -> values. A label that says why nothing is wrong is empty.
+_DOMAINS: Final = ("graphics", "sm", "memory", "video")
+_THROTTLES: Final = (
+    "application_clocks", "sw_power_cap", "hw_slowdown", "sync_boost", "sw_thermal", "hw_thermal", "hw_power_brake",
+    "display_clocks", "board_limit", "reliability",
+)  # fmt: skip
+_THROTTLE_TIMES: Final = (
+    "board_limit", "hw_power_brake", "hw_thermal", "low_utilization", "reliability", "sw_power_cap", "sw_thermal",
+    "sync_boost",
+)  # fmt: skip
+_LIMITS: Final = ("shutdown", "slowdown", "memory_max", "gpu_max")
+_OUTCOMES: Final = ("ok", "aborted", "disconnected", "client_error", "server_error", "rejected")
+_PCIE: Final = ("tx", "rx")
+VALUES: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+    ("nvidia_gpu_power_watts", "kind"): ("average", "instant"),
+    ("nvidia_gpu_power_limit_watts", "kind"): ("min", "max", "default", "enforced", "requested"),
+    ("nvidia_gpu_temperature_celsius", "sensor"): ("gpu", "memory"),
+    ("nvidia_gpu_temperature_limit_celsius", "kind"): _LIMITS,
+    ("nvidia_gpu_temperature_margin_limit_celsius", "kind"): _LIMITS,
+    ("nvidia_gpu_clock_hertz", "domain"): _DOMAINS,
+    ("nvidia_gpu_clock_max_hertz", "domain"): _DOMAINS,
+    ("nvidia_gpu_throttle_active", "reason"): _THROTTLES,
+    ("nvidia_gpu_throttle_seconds_total", "reason"): _THROTTLE_TIMES,
+    ("nvidia_gpu_pcie_bytes_total", "direction"): _PCIE,
+    ("nvidia_gpu_nvlink_bytes_total", "direction"): _PCIE,
+    ("nvidia_gpu_pcie_link_generation", "kind"): ("current", "max"),
+    ("nvidia_gpu_pcie_link_width_lanes", "kind"): ("current", "max"),
+    ("nvidia_gpu_ecc_errors_total", "severity"): ("corrected", "uncorrected"),
+    ("nvidia_gpu_ecc_errors_total", "scope"): ("volatile", "aggregate"),
+    ("nvidia_gpu_remapped_rows", "cause"): ("correctable", "uncorrectable"),
+    ("nvidia_gpu_retired_pages", "cause"): ("single_bit", "double_bit"),
+    ("vllm_vitals_host_network_errors_total", "direction"): ("receive", "transmit"),
+    ("vllm_vitals_engine_process_cpu_seconds_total", "role"): ("api_server", "engine_core", "worker", "other"),
+    ("vllm_vitals_requests_total", "outcome"): _OUTCOMES,
+    ("vllm_vitals_request_input_tokens_total", "outcome"): _OUTCOMES,
+    ("vllm_vitals_request_cached_tokens_total", "outcome"): _OUTCOMES,
+    ("vllm_vitals_request_output_tokens_total", "outcome"): _OUTCOMES,
+    ("vllm_vitals_requests_slow_total", "missed"): ("ttft", "tpot", "both"),
+    ("vllm_vitals_goodput_target_seconds", "objective"): ("ttft", "tpot"),
+    ("vllm_vitals_tracing_spans_total", "result"): ("emitted", "dropped", "failed"),
+}
+
 # --- Engines' names. One dialect on our page: today's vLLM names. -------------------------------------------------------
 # Families as their TYPE line states them, old -> new. Where a page has both, the old one is dropped: same thing twice.
 # vLLM: read off the source of 0.8.5 to 0.33. SGLang: srt/observability/metrics_collector.py, only where the meaning is the
