@@ -97,7 +97,14 @@ class Assembly:
             error_type=error_type,
             started=exchange.started,
             ended=max(exchange.ended, exchange.started),
-            trace=self._trace(exchange.head, exchange.span_id, headers, outcome, http.ended - http.started, sequences),
+            trace=self._trace(
+                exchange.head,
+                exchange.span_id,
+                b",".join(value for name, value in exchange.scope["headers"] if name == b"tracestate"),
+                outcome,
+                http.ended - http.started,
+                sequences,
+            ),
             http=http,
             sequences=sequences,
             session_id=body.session_id
@@ -120,13 +127,13 @@ class Assembly:
         e2e = sequence.finished - sequence.arrival
         if exchange is not None:
             head, span_id = exchange.head, exchange.span_id
-            trace = self._trace(head._replace(parent_span_id=span_id), new_span_id(), {}, outcome, e2e, (sequence,))
+            trace = self._trace(head._replace(parent_span_id=span_id), new_span_id(), b"", outcome, e2e, (sequence,))
         else:
             carried = timeline.traceparent or {}
             text = carried.get("traceparent", "").encode("latin-1", "replace")
             head = self._sampler.begin(parse_traceparent(text) if text else None)
             state = carried.get("tracestate", "").encode("latin-1", "replace")
-            trace = self._trace(head, new_span_id(), {b"tracestate": state}, outcome, e2e, (sequence,))
+            trace = self._trace(head, new_span_id(), state, outcome, e2e, (sequence,))
         return Request(
             request_id=exchange.request_id if exchange else sequence.response_id,
             model=sequence.lora or sequence.model,
@@ -144,7 +151,7 @@ class Assembly:
         self,
         head: Head,
         span_id: int,
-        headers: Mapping[bytes, bytes],
+        tracestate: bytes,
         outcome: Outcome,
         e2e: float,
         sequences: tuple[Sequence, ...],
@@ -153,7 +160,7 @@ class Assembly:
         native = next((s.native for s in sequences if s.native is not None), None)
         if native is not None:  # vLLM's own span is out already: what hangs on it goes the same way
             sampled = native.sampled
-        state = clean_tracestate(headers.get(b"tracestate", b"")) if head.parent_span_id else ""
+        state = clean_tracestate(tracestate) if head.parent_span_id else ""
         return Trace(head.trace_id, span_id, head.parent_span_id, sampled, state, head.link, reason if sampled else "")
 
     def _hashed(self, headers: Mapping[bytes, bytes]) -> dict[str, str] | None:

@@ -53,7 +53,7 @@ def entry(request: Request) -> dict[str, Any]:
             "output": request.output_tokens,
         }
         record["sequences"] = len(request.sequences)
-        record["finish_reasons"] = [sequence.finish_reason for sequence in request.sequences]
+        record["finish_reasons"] = sorted({sequence.finish_reason for sequence in request.sequences})
         asked = request.sequences[0].max_tokens
         if asked is not None:
             record["max_tokens"] = asked
@@ -97,6 +97,9 @@ class AuditSink:
         except OSError as error:
             self._fail(error)
             self._lose()
+        except Exception:  # a record that cannot be made is missing, too: the gap must be told
+            self._lose()
+            raise
 
     def idle(self) -> None:
         """Write what is due to the disk; try again what failed."""

@@ -50,6 +50,7 @@ class FatalWatch(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Look at a record; not `emit`, since logging would take the handler's lock around that."""
+        _show(record)
         if record.name.startswith("vllm_vitals") or getattr(self._busy, "now", False):
             return True
         if record.levelno < logging.WARNING:
@@ -89,6 +90,27 @@ class FatalWatch(logging.Handler):
         ids = list(request_ids) if request_ids is not None else _ids(self.in_flight)
         causes = sorted({line["kind"] for line in said} - {kind})
         _log.error(_text(kind, len(ids), causes), extra={"vitals": _fields(kind, ids, causes, detail)})
+
+
+def has_output(logger: logging.Logger) -> bool:
+    """As Logger.hasHandlers, but for handlers that only watch."""
+    at: logging.Logger | None = logger
+    while at is not None:
+        if any(not getattr(handler, "only_watches", False) for handler in at.handlers):
+            return True
+        at = at.parent if at.propagate else None
+    return False
+
+
+def _show(record: logging.LogRecord) -> None:
+    """Write what nobody else writes to stderr: logging does so for loggers without a handler, and we are one."""
+    last = logging.lastResort
+    if last is None or record.levelno < last.level or record.__dict__.get("_vitals_shown"):
+        return
+    with contextlib.suppress(Exception):
+        record.__dict__["_vitals_shown"] = True  # watches of other loggers in the same chain see it, too
+        if not has_output(logging.getLogger(record.name)):
+            last.handle(record)
 
 
 def _says_stop(message: str) -> bool:

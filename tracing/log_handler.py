@@ -3,6 +3,7 @@
 import logging
 import sys
 
+from .fatal import has_output
 from .json_logs import Names, VitalsJsonFormatter
 from .log_context import IdFilter
 
@@ -17,7 +18,7 @@ def install_default_handler(names: Names = "ecs") -> bool:
     logger = logging.getLogger(_OURS)
     if logger.level == logging.NOTSET and not logger.isEnabledFor(logging.INFO):
         logger.setLevel(logging.INFO)
-    if _has_output(logger):
+    if has_output(logger):
         return False
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(VitalsJsonFormatter(names=names))
@@ -25,13 +26,3 @@ def install_default_handler(names: Names = "ecs") -> bool:
     logger.addHandler(handler)
     logger.propagate = False
     return True
-
-
-def _has_output(logger: logging.Logger) -> bool:
-    """As Logger.hasHandlers, but for handlers that only watch (fatal.py)."""
-    at: logging.Logger | None = logger
-    while at is not None:
-        if any(not getattr(handler, "only_watches", False) for handler in at.handlers):
-            return True
-        at = at.parent if at.propagate else None
-    return False

@@ -134,7 +134,7 @@ class Trace:
         sampled: spans are kept; final, after the finish-time rule.
         tracestate: as sent by the caller when its trace goes on.
         link: (trace_id, span_id) of the caller when its trace was not continued but linked.
-        keep_reason: why it was kept: parent, ratio, always, errors, aborted, preempted, ttft, e2e; empty when not.
+        keep_reason: why it was kept: parent, ratio, errors, aborted, preempted, ttft, e2e; empty when not.
     """
 
     trace_id: int

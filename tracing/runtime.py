@@ -150,7 +150,8 @@ class Runtime:
             changed.append((b"x-request-id", exchange.raw_id))
         if self._rewrites_traceparent:
             head = exchange.head
-            changed = [pair for pair in changed if pair[0] != b"traceparent"]
+            ours = {b"traceparent"} if head.parent_span_id else {b"traceparent", b"tracestate"}  # of another trace
+            changed = [pair for pair in changed if pair[0] not in ours]
             changed.append((b"traceparent", format_traceparent(head.trace_id, exchange.span_id, sampled=head.sampled)))
         if self.by_request_id is not None:
             self.by_request_id[exchange.request_id] = exchange

@@ -47,6 +47,7 @@ LLM_REQUEST: Final = "llm_request"
 _EGRESS_NS: Final = 1_000_000  # a shorter rest is noise
 _ID_CHARACTERS: Final = 256
 _CONTENT_CHARACTERS: Final = 8192
+_MOST_SEQUENCES: Final = 128  # with spans: beam search makes a sequence per beam and step
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"))
 
 # Routes that a span may be named after without a sequence as proof: anybody can ask for any path.
@@ -135,7 +136,7 @@ def spans_of(request: Request, *, legacy: bool = False) -> list[Span]:
     if trace.sampled and http is not None:
         spans.append(_http_root(request, http))
     outermost = http is None
-    for position, sequence in enumerate(request.sequences):
+    for position, sequence in enumerate(request.sequences[:_MOST_SEQUENCES]):
         native = sequence.native
         if native is not None:
             if native.sampled:
@@ -157,7 +158,7 @@ def span_count(request: Request) -> int:
     """Return how many spans `spans_of` makes of a request, at a tenth of its cost."""
     sampled = request.trace.sampled
     number = int(sampled and request.http is not None)
-    for sequence in request.sequences:
+    for sequence in request.sequences[:_MOST_SEQUENCES]:
         native = sequence.native
         if not (sampled if native is None else native.sampled):
             continue
@@ -460,6 +461,8 @@ def _add_root_facts(attributes: list[Attribute], request: Request) -> None:
     """Add what is said once per request, on its outermost span."""
     add = attributes.append
     add(("vllm.request_id", request.request_id[:_ID_CHARACTERS]))
+    if len(request.sequences) > _MOST_SEQUENCES:
+        add(("vllm.sequences_omitted", len(request.sequences) - _MOST_SEQUENCES))
     if request.trace.keep_reason:
         add(("vllm.sampling.keep_reason", request.trace.keep_reason))
     if request.user:

@@ -412,3 +412,11 @@ def test_a_head_is_read_as_it_is_printed():
     assert Head.read(str(head), "--expect") == head
     with pytest.raises(ConfigError, match="SEQ:HASH"):
         Head.read("12:xyz", "--expect")
+
+
+def test_a_record_that_cannot_be_made_is_a_gap_that_is_told(audit):
+    one = audit().write(1)
+    with pytest.raises(AttributeError):
+        one.sink.take(None)
+    one.write(2)
+    assert [record.get("lost", record.get("request_id")) for record in one.records][1:] == ["r1", 1, "r2"]

@@ -275,3 +275,25 @@ def test_no_lock_is_held_while_others_log(state):
     )
     subprocess.run([sys.executable, "-c", program, state], check=True, timeout=30, capture_output=True)
     assert fatal.fatal_counts(state) == NONE | {"engine_dead": 1, "nccl_error": 1}
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_lines_that_nobody_writes_still_come_out_on_stderr_once(state, configured):
+    program = textwrap.dedent("""
+        import logging, sys
+        from pathlib import Path
+        from vllm_vitals.tracing import fatal
+        if sys.argv[2] == "True":
+            logging.basicConfig(format="%(message)s")
+        fatal.install(Path(sys.argv[1]))
+        logging.getLogger("library").warning("of a library")
+        logging.getLogger("vllm.engine").error("EngineCore encountered a fatal error.")
+        logging.getLogger("library").info("not wanted")
+    """)
+    command = [sys.executable, "-c", program, state, str(configured)]
+    written = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True).stderr
+    assert sorted(written.splitlines()) == [
+        "EngineCore encountered a fatal error.",
+        "engine failure: engine_dead",
+        "of a library",
+    ]

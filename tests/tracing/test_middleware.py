@@ -269,6 +269,23 @@ def test_a_callers_trace_goes_on_and_reaches_vllm_only_where_vllm_traces(plugins
     assert seen[1] == b"00-0af7651916cd43dd8448eb211c80319c-%016x-01" % trace.span_id
 
 
+@pytest.mark.parametrize("traceparent", [TRACEPARENT, b"garbage"])
+def test_tracestate_reaches_vllm_only_with_the_trace_that_it_belongs_to(plugins, traceparent):
+    plugin = plugins(rewrites=True)
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.extend(value for name, value in scope["headers"] if name == b"tracestate")
+        await answer(scope, receive, send)
+
+    states = [(b"tracestate", b"a=1"), (b"tracestate", b"b=2")]
+    call(app, scope(headers=[(b"traceparent", traceparent), *states]))
+    (request,) = plugin.requests()
+    goes_on = traceparent == TRACEPARENT
+    assert seen == ([b"a=1", b"b=2"] if goes_on else [])
+    assert request.trace.tracestate == ("a=1,b=2" if goes_on else "")
+
+
 def test_a_streams_first_byte_and_end(plugin):
     async def app(scope, receive, send):
         headers = [(b"Content-Type", b"text/event-stream; charset=utf-8")]

@@ -458,3 +458,13 @@ def test_a_forked_process_has_other_ids():
     span_tree._ids.setstate(state)
     assert theirs != span_tree._ids.getrandbits(64)
     assert mine
+
+
+def test_beam_search_leaves_a_bounded_tree_that_says_what_it_left_out():
+    one = traced(*(replace(sequence(), index=n) for n in range(300)))
+    spans = spans_of(one)
+    assert [span.name for span in spans].count("llm_request") == 128
+    assert span_count(one) == len(spans)
+    (root,) = (span for span in spans if span.kind == SERVER)
+    assert attributes_of(root)["vllm.sequences_omitted"] == 172
+    assert "vllm.sequences_omitted" not in attributes_of(spans_of(traced(sequence()))[0])
