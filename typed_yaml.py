@@ -55,6 +55,21 @@ def from_node(kind: Any, node: yaml.Node, file: str, key: str = "") -> Any:
     return read_scalar(kind, node.value, place)
 
 
+def lines_of(node: yaml.Node, key: str = "") -> dict[str, int]:
+    """Return the line of each key, written as `services[0].name`, for errors that are found later."""
+    lines: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            dotted = f"{key}.{name.value}" if key else str(name.value)
+            lines[dotted] = name.start_mark.line + 1
+            lines |= lines_of(value, dotted)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            lines[f"{key}[{number}]"] = item.start_mark.line + 1
+            lines |= lines_of(item, f"{key}[{number}]")
+    return lines
+
+
 def without_none(kind: Any) -> Any:
     """Return X for `X | None`, else the type as it is."""
     if get_origin(kind) in {types.UnionType, typing.Union}:

@@ -3,9 +3,9 @@
 from threading import Lock
 from typing import Final
 
+from ..xid import CRITICAL_XIDS
 from .gpu_types import XidEvent
 from .series import Sample, label_pairs, render
-from .xid import CRITICAL_XIDS
 
 TOTAL: Final = "nvidia_gpu_xid_errors_total"
 LAST: Final = "nvidia_gpu_xid_last_timestamp_seconds"

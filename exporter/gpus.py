@@ -7,6 +7,7 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Final
 
+from ..xid import meaning
 from .gpu_groups import FAMILY_GROUPS, FamilyGroup, families_of
 from .gpu_types import (
     GPU_REASONS,
@@ -21,7 +22,6 @@ from .gpu_types import (
 from .gpu_worker import GpuRecord, GpuWorker
 from .gpu_xids import XidCounts
 from .series import Sample, label_pairs, render
-from .xid import meaning
 
 __all__ = [
     "FAMILY_GROUPS",

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ..config import HealthSettings
+from ..xid import XIDS
 from .engines import Engine, Fetched
 from .gpu_types import GpuSnapshot
 from .gpu_xids import LAST as XID_LAST
-from .xid import XIDS
 
 Status = Literal["ok", "warning", "critical"]
 

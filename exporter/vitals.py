@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from .. import __version__
 from ..config import HealthSettings
+from ..xid import XIDS
 from .engines import Engine
 from .gpu_types import GpuSnapshot
 from .gpu_xids import TOTAL as XID_TOTAL
@@ -24,7 +25,6 @@ from .page_words import (
     verdict,
 )
 from .placement import Placed
-from .xid import XIDS
 
 _LABEL_VALUE: Final = re.compile(r'="([^"]*)"')
 _QUANTILES: Final = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))

@@ -10,7 +10,7 @@ from .durations import Durations
 from .exchange import Exchange, path_of, session_header
 from .records import Gpu, Http, Outcome, Request, Sequence, Trace
 from .sampling import Head, Sampler
-from .timeline import PREEMPTED, Timeline, Times
+from .timeline import PREEMPTED, Facts, Timeline, Times
 from .trace_context import clean_tracestate, new_span_id, parse_traceparent
 
 _ANCHOR_SECONDS: Final = 10.0  # the wall clock is stepped and slewed, the monotonic one is not
@@ -173,7 +173,7 @@ class Assembly:
 
     def _sequence(self, timeline: Timeline, begun: float) -> Sequence:
         stats = timeline.stats
-        response_id, engine_id, index, lora, prompt, cached, max_tokens, temperature, top_p, n = timeline.facts
+        facts = Facts._make(timeline.facts)
         arrival = (stats.arrival_time if stats is not None else 0.0) or begun
         finished = max(timeline.finished, arrival)
         times: dict[str, Any] = {"timing": "none"}
@@ -191,23 +191,23 @@ class Assembly:
             elif stats.first_token_ts:
                 times = self._times(stats, timeline, arrival, finished)
         return Sequence(
-            response_id=response_id or engine_id,
-            engine_id=engine_id,
-            index=index,
+            response_id=facts.response_id or facts.engine_id,
+            engine_id=facts.engine_id,
+            index=facts.position,
             model=self._model,
-            lora=lora,
+            lora=facts.lora,
             engine_index=self._engine_index if timeline.engine_index is None else timeline.engine_index,
             arrival=arrival,
             finished=finished,
-            input_tokens=prompt,
-            cached_tokens=cached,
+            input_tokens=facts.input_tokens,
+            cached_tokens=facts.cached_tokens,
             output_tokens=tokens,
             finish_reason=str(timeline.finish_reason),
             error_type=timeline.error_type,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            n=n,
+            max_tokens=facts.max_tokens,
+            temperature=facts.temperature,
+            top_p=facts.top_p,
+            n=facts.n,
             remote_prefill=timeline.remote_prefill,
             output_text=timeline.output_text,
             native=timeline.native,

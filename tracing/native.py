@@ -6,7 +6,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from .durations import from_span
 from .records import NativeSpan
-from .timeline import Timeline
+from .timeline import Facts, Timeline
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -20,7 +20,7 @@ class NativeSpans(SpanProcessor):  # type: ignore[misc]  # no type information u
 
     Args:
         live: the running plugin.
-        attributes: what is known of a timeline when its span begins, to be set on the span.
+        model: the served model's name.
     """
 
     def __init__(self, live: "Runtime", model: str) -> None:
@@ -63,7 +63,7 @@ class NativeSpans(SpanProcessor):  # type: ignore[misc]  # no type information u
         response_id = str(attributes.get("gen_ai.request.id", ""))
         prompt = attributes.get("gen_ai.usage.prompt_tokens", 0)
         asked = (attributes.get(f"gen_ai.request.{name}") for name in ("max_tokens", "temperature", "top_p", "n"))
-        timeline.facts = (response_id, response_id, 0, None, prompt, 0, *asked)
+        timeline.facts = Facts(response_id, response_id, 0, None, prompt, 0, *asked)
         timeline.finish_reason = ""
         timeline.done = True
         self._live.submit_unhooked(timeline)
@@ -77,24 +77,24 @@ class NativeSpans(SpanProcessor):  # type: ignore[misc]  # no type information u
 
 
 def _enrichment(timeline: Timeline, model: str) -> dict[str, Any]:
-    _, _, index, lora, prompt, cached, max_tokens, temperature, top_p, n = timeline.facts
+    facts = Facts._make(timeline.facts)
     stats = timeline.stats
     attributes: dict[str, Any] = {
         "gen_ai.provider.name": "vllm",
-        "gen_ai.request.model": lora or model,
-        "gen_ai.response.model": lora or model,
-        "gen_ai.response.id": timeline.facts[0],
+        "gen_ai.request.model": facts.lora or model,
+        "gen_ai.response.model": facts.lora or model,
+        "gen_ai.response.id": facts.response_id or facts.engine_id,
         "gen_ai.response.finish_reasons": (str(timeline.finish_reason),),
-        "gen_ai.usage.input_tokens": prompt,
+        "gen_ai.usage.input_tokens": facts.input_tokens,
         "gen_ai.usage.output_tokens": stats.num_generation_tokens if stats is not None else 0,
-        "gen_ai.usage.cache_read.input_tokens": cached,
+        "gen_ai.usage.cache_read.input_tokens": facts.cached_tokens,
         "vllm.num_preemptions": timeline.preemptions,
-        "vllm.sequence.index": index,
+        "vllm.sequence.index": facts.position,
     }
-    asked = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    asked = {"max_tokens": facts.max_tokens, "temperature": facts.temperature, "top_p": facts.top_p}
     attributes |= {f"gen_ai.request.{name}": value for name, value in asked.items() if value is not None}
-    if n not in {None, 1}:
-        attributes["gen_ai.request.choice.count"] = n
+    if facts.n not in {None, 1}:
+        attributes["gen_ai.request.choice.count"] = facts.n
     if timeline.session_id:
         attributes["gen_ai.conversation.id"] = timeline.session_id
     return attributes

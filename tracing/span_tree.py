@@ -172,14 +172,10 @@ def span_count(request: Request) -> int:
     return number
 
 
-def sequence_attributes(request: Request, sequence: EngineSequence, *, legacy: bool = False) -> list[Attribute]:
-    """Return what an `llm_request` span says, ours or vLLM's own."""
-    return _sequence_attributes(request, sequence, phases(sequence), legacy=legacy)
-
-
 def _sequence_attributes(
     request: Request, sequence: EngineSequence, found: list[Phase], *, legacy: bool
 ) -> list[Attribute]:
+    """Return what an `llm_request` of ours says; native._enrichment does so on vLLM's own."""
     http = request.http
     model = sequence.model[:_ID_CHARACTERS]
     response_id = sequence.response_id[:_ID_CHARACTERS]

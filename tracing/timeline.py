@@ -23,6 +23,31 @@ class Times(NamedTuple):
     first_token_latency: float = 0.0  # from arrival to the moment in which the API server had the first token
 
 
+class Facts(NamedTuple):
+    """What is kept of vLLM's request state at the end.
+
+    Attributes:
+        response_id: None before vLLM 0.14, then it is the engine's.
+        engine_id: vLLM's internal id.
+        position: among the siblings of one `n` > 1 request.
+        lora: name of the LoRA adapter.
+        input_tokens: of the prompt.
+        cached_tokens: of those found in a KV cache.
+        max_tokens, temperature, top_p, n: as asked for, None when not given.
+    """
+
+    response_id: str | None
+    engine_id: str
+    position: int
+    lora: str | None
+    input_tokens: int
+    cached_tokens: int
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+
+
 class Timeline:
     """What the hooks see of a sequence; vLLM's request state owns it, so it cannot outlive the request unseen.
 
@@ -33,8 +58,8 @@ class Timeline:
         durations: where only those are known.
         events: lists of engine events as they came.
         engine_index: data-parallel rank, told by the stat logger where there are several.
-        facts: what was copied from vLLM's request state at the end: (response id or None, engine id, index, LoRA,
-            prompt tokens, cached tokens, max_tokens, temperature, top_p, n).
+        facts: what was copied from vLLM's request state at the end, in the order of Facts, which it becomes where it is
+            read.
         finish_reason: vLLM's enum or word.
         finished: Unix seconds, 0 while it runs.
         done: nothing more will be written; set last.
@@ -89,7 +114,7 @@ class Timeline:
             self.error_type = error_type
 
 
-_FIELDS: Final = (
+_FIELDS: Final = (  # of vLLM's request state, in the order of Facts
     "external_req_id", "request_id", "request_index", "lora_name", "prompt_len", "num_cached_tokens",
     "max_tokens_param", "temperature", "top_p", "n",
 )  # fmt: skip

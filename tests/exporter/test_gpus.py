@@ -14,8 +14,8 @@ from vllm_vitals.exporter.gpus import GpuMonitor, GpuProcess, GpuSnapshot
 from vllm_vitals.exporter.nvml import NvmlSource
 from vllm_vitals.exporter.nvml_fields import ALL_LINKS, FIELDS
 from vllm_vitals.exporter.series import page
-from vllm_vitals.exporter.xid import CRITICAL_XIDS
 from vllm_vitals.vocabulary import NVIDIA_GPU, OURS
+from vllm_vitals.xid import CRITICAL_XIDS
 
 INTERVAL = 0.05
 DEADLINE = 10.0

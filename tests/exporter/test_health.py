@@ -17,8 +17,8 @@ from vllm_vitals.exporter.health import (
     worst,
 )
 from vllm_vitals.exporter.readings import Reading
-from vllm_vitals.exporter.xid import XIDS
 from vllm_vitals.scalars import Ratio, Seconds
+from vllm_vitals.xid import XIDS
 
 LIMITS = HealthSettings()
 NOW = 1_800_000_000.0

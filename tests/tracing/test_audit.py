@@ -96,6 +96,12 @@ def test_a_record_says_who_asked_for_what_and_never_what_was_said():
     }  # fmt: skip
 
 
+def test_why_sequences_ended_is_told_once_each():
+    many = [dataclasses.replace(SEQUENCE, finish_reason=reason) for reason in ["stop", "length"] * 300]
+    record = entry(dataclasses.replace(request(), sequences=tuple(many)))
+    assert (record["sequences"], record["finish_reasons"]) == (600, ["length", "stop"])
+
+
 def test_records_are_numbered_and_chained_and_only_the_owner_reads_them(audit):
     one = audit().write(0, 1).close()
     assert [(record["kind"], record["seq"]) for record in one.records] == [("head", 0), ("request", 1), ("request", 2)]

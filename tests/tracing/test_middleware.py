@@ -44,10 +44,12 @@ class Collecting:
 class Plugin:
     """A running plugin with a sink that collects."""
 
-    def __init__(self, *, queue_size=4096, rewrites=False, body_bytes=65536, sinks=None, only_traces=False):
+    def __init__(
+        self, *, queue_size=4096, rewrites=False, body_bytes=65536, sinks=None, only_traces=False, incoming="continue"
+    ):
         self.counters = Counters()
         self.sink = Collecting()
-        sampler = Sampler(SamplingSettings(), {})
+        sampler = Sampler(SamplingSettings(incoming=incoming), {})
         self.live = Runtime(
             assembly=Assembly(
                 sampler, model="tiny", hash_text=lambda text: f"hash({text})", hash_headers=("authorization",)
@@ -269,9 +271,12 @@ def test_a_callers_trace_goes_on_and_reaches_vllm_only_where_vllm_traces(plugins
     assert seen[1] == b"00-0af7651916cd43dd8448eb211c80319c-%016x-01" % trace.span_id
 
 
-@pytest.mark.parametrize("traceparent", [TRACEPARENT, b"garbage"])
-def test_tracestate_reaches_vllm_only_with_the_trace_that_it_belongs_to(plugins, traceparent):
-    plugin = plugins(rewrites=True)
+@pytest.mark.parametrize(
+    ("incoming", "traceparent"),
+    [("continue", TRACEPARENT), ("continue", b"garbage"), ("restart", TRACEPARENT), ("ignore", TRACEPARENT)],
+)
+def test_tracestate_reaches_vllm_only_with_the_trace_that_it_belongs_to(plugins, incoming, traceparent):
+    plugin = plugins(rewrites=True, incoming=incoming)
     seen = []
 
     async def app(scope, receive, send):
@@ -281,7 +286,7 @@ def test_tracestate_reaches_vllm_only_with_the_trace_that_it_belongs_to(plugins,
     states = [(b"tracestate", b"a=1"), (b"tracestate", b"b=2")]
     call(app, scope(headers=[(b"traceparent", traceparent), *states]))
     (request,) = plugin.requests()
-    goes_on = traceparent == TRACEPARENT
+    goes_on = (incoming, traceparent) == ("continue", TRACEPARENT)
     assert seen == ([b"a=1", b"b=2"] if goes_on else [])
     assert request.trace.tracestate == ("a=1,b=2" if goes_on else "")
 

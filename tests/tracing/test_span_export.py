@@ -1,9 +1,9 @@
 """Spans reach a real collector over gRPC and HTTP, and a sick collector costs spans, never the engine."""
 
+import functools
 import logging
 import os
 import time
-from dataclasses import replace
 
 import pytest
 from support.certificates import Authority
@@ -21,51 +21,17 @@ from support.otlp_receiver import (
     settled,
     status,
 )
-from vllm_vitals.tracing.counters import EXPORT_FAILURES, SPANS_DROPPED, SPANS_EMITTED, SPANS_FAILED, Counters
-from vllm_vitals.tracing.otlp_settings import otlp_settings
-from vllm_vitals.tracing.records import Trace
+from support.span_sinks import SPANS, counts, sampled
+from vllm_vitals.tracing.counters import EXPORT_FAILURES
 from vllm_vitals.tracing.span_buffer import BATCH_SPANS, SpanBuffer
 from vllm_vitals.tracing.span_export import SpanSink
 
 BOTH = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-SPANS = 5  # of one request here: llm_request and four phases
 
 
 @pytest.fixture
-def receiver():
-    with OtlpReceiver() as receiver:
-        yield receiver
-
-
-@pytest.fixture
-def sink_to():
-    """Make sinks that are closed at the end."""
-    sinks = []
-
-    def make(url, protocol, queue=16_384, **variables):
-        environ = {
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url,
-            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-            "OTEL_BSP_SCHEDULE_DELAY": "20",
-            "OTEL_BSP_MAX_QUEUE_SIZE": str(queue),
-        }
-        environ |= {f"OTEL_EXPORTER_OTLP_{name}": str(value) for name, value in variables.items()}
-        settings = otlp_settings(environ)
-        sinks.append(SpanSink(settings, {"service.name": "test", "process.pid": os.getpid()}, Counters()))
-        return sinks[-1]
-
-    yield make
-    for sink in sinks:
-        sink.close(time.monotonic() + 1)
-
-
-def sampled(number=0):
-    return replace(request(sequence()), trace=Trace(0xABC0 + number, 0xDEF, sampled=True))
-
-
-def counts(sink):
-    kinds = (SPANS_EMITTED, SPANS_FAILED, SPANS_DROPPED)
-    return tuple(sink._counters.total(kind) for kind in kinds)
+def sink_to(open_sink):
+    return functools.partial(open_sink, SpanSink)
 
 
 @BOTH

@@ -1,5 +1,6 @@
 """`export: process`: a child of ours builds and sends the spans, and no death on either side hurts the other."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -11,50 +12,19 @@ from pathlib import Path
 import psutil
 import pytest
 from support.finished_requests import T0, request, sequence
-from support.otlp_receiver import HANG, OtlpReceiver, elapsed, settled
+from support.otlp_receiver import HANG, elapsed, settled
+from support.span_sinks import SPANS, counts, sampled
 from support.waiting import wait_for
 from vllm_vitals.tracing import span_process
-from vllm_vitals.tracing.counters import EXPORT_FAILURES, SPANS_DROPPED, SPANS_EMITTED, SPANS_FAILED, Counters
-from vllm_vitals.tracing.otlp_settings import otlp_settings
+from vllm_vitals.tracing.counters import EXPORT_FAILURES
 from vllm_vitals.tracing.records import Gpu, Http, NativeSpan, Request, Sequence, Trace
 from vllm_vitals.tracing.request_wire import packed, unpacked
 from vllm_vitals.tracing.span_process import ProcessSpanSink
 
-SPANS = 5
-
 
 @pytest.fixture
-def receiver():
-    with OtlpReceiver() as receiver:
-        yield receiver
-
-
-@pytest.fixture
-def sink_to():
-    sinks = []
-
-    def make(url, protocol="http/protobuf"):
-        environ = {
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url,
-            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-            "OTEL_EXPORTER_OTLP_HEADERS": "x-key=s3cret",
-            "OTEL_BSP_SCHEDULE_DELAY": "20",
-        }
-        sinks.append(ProcessSpanSink(otlp_settings(environ), {"process.pid": os.getpid()}, Counters()))
-        return sinks[-1]
-
-    yield make
-    for sink in sinks:
-        sink.close(time.monotonic() + 1)
-
-
-def sampled(number=0, **others):
-    return replace(request(sequence()), trace=Trace(0xABC0 + number, 0xDEF, sampled=True), **others)
-
-
-def counts(sink):
-    sink.idle()
-    return tuple(sink._counters.total(kind) for kind in (SPANS_EMITTED, SPANS_FAILED, SPANS_DROPPED))
+def sink_to(open_sink):
+    return functools.partial(open_sink, ProcessSpanSink, HEADERS="x-key=s3cret")
 
 
 def traces(receiver):

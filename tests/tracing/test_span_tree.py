@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.finished_requests import T0, request, sequence
 from vllm_vitals.tracing.phases import preempted_seconds
 from vllm_vitals.tracing.records import OUTCOMES, Gpu, Http, NativeSpan, Request, Sequence, Trace
-from vllm_vitals.tracing.span_tree import ERROR, INTERNAL, SERVER, Link, sequence_attributes, span_count, spans_of
+from vllm_vitals.tracing.span_tree import ERROR, INTERNAL, SERVER, Link, span_count, spans_of
 
 MS = 1_000_000
 HTTP = Http(
@@ -132,11 +132,11 @@ def test_http_attributes_are_the_stable_ones():
 
 
 def test_zero_temperature_is_told():
-    found = dict(sequence_attributes(traced(), sequence(temperature=0, top_p=0.0, max_tokens=0)))
+    found = attributes_of(spans_of(traced(sequence(temperature=0, top_p=0.0, max_tokens=0)))[1])
     assert found["gen_ai.request.temperature"] == 0.0
     assert found["gen_ai.request.top_p"] == 0.0
     assert found["gen_ai.request.max_tokens"] == 0
-    assert "gen_ai.request.temperature" not in dict(sequence_attributes(traced(), sequence()))
+    assert "gen_ai.request.temperature" not in attributes_of(spans_of(traced(sequence()))[1])
 
 
 def test_the_llm_request_speaks_genai_and_vllm():
@@ -176,7 +176,7 @@ def test_the_llm_request_speaks_genai_and_vllm():
 
 
 def test_old_names_come_beside_the_new_ones_when_asked_for():
-    found = dict(sequence_attributes(traced(), sequence(), legacy=True))
+    found = attributes_of(spans_of(traced(sequence()), legacy=True)[1])
     assert (found["gen_ai.system"], found["gen_ai.provider.name"]) == ("vllm", "vllm")
     assert found["gen_ai.usage.prompt_tokens"] == found["gen_ai.usage.input_tokens"] == 7
     assert found["gen_ai.usage.completion_tokens"] == 10
