@@ -98,6 +98,13 @@ def problems(expression: str, known: Schema) -> list[str]:
     return check.found
 
 
+def inferred_labels(expression: str, known: Schema) -> frozenset[str]:
+    """Return the labels that the result of an expression may have; raises ValueError for what is no PromQL."""
+    from promql_parser import parse  # noqa: PLC0415  an extra: only who checks rules needs it
+
+    return _Check(known).labels(parse(expression), value_matters=True) or frozenset()
+
+
 @dataclass(slots=True)
 class _Check:
     known: Schema
