@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from . import __version__
+from .alerts.command import add_rules
 from .config import OPTIONS, Settings, load, unknown_variables
 from .demo.scenes import SCENES, Scene
 from .scalars import ConfigError
@@ -151,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--expect", metavar="SEQ:HASH", help="a head noted earlier, which must still be there")
     check.add_argument("files", type=Path, nargs="+", metavar="FILE", help="rotated ones, too, in any order")
 
+    add_rules(commands)
     command("version", _version, "print the versions of this package, Python and NVML's binding")
     return parser
 

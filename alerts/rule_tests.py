@@ -357,6 +357,7 @@ def _service_cases(service: Service) -> Iterator[Case]:
     up = of("vllm_vitals_server_up", target, reason="") if server else of("up", target)
     down = of("vllm_vitals_server_up", target, reason="refused") if server else up
     yield Case("VLLMServerDown", {down: "0"}, {up: "1", running: "0"}, 5)
+    yield Case("VLLMModelDown", {down: "0"}, {up: "1", running: "0"}, 4)
     yield Case("VLLMNoServers", {}, {up: "1"}, 14)
     yield Case("VLLMMetricsDark", {up: "1"}, {up: "1", running: "0"}, 14)
     if server:
