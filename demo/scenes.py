@@ -1,4 +1,4 @@
-"""The demo's scenes as a table: what arrives, and what happens to GPUs and servers; every scene repeats."""
+"""The demo's scenes as a table: what arrives, and what happens to GPUs and servers; every scene can repeat."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -62,6 +62,20 @@ class Scene(NamedTuple):
     period: float
     shapes: tuple[Shape, ...] = (Shape(),)
     events: tuple[Event, ...] = ()
+
+
+class Play(NamedTuple):
+    """How a scene is played.
+
+    Attributes:
+        scene: its name.
+        times: how often, before even load goes on; None: again and again.
+        speed: seconds of the scene per second.
+    """
+
+    scene: str
+    times: int | None = None
+    speed: float = 1.0
 
 
 def shaped(traffic: Traffic, shape: Shape, period: float) -> Traffic:
