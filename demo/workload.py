@@ -137,8 +137,9 @@ class Workload:
             yield self._request(arrival)
 
     def change(self, traffic: Traffic, now: float) -> None:
-        """Let other traffic arrive from now on; conversations go on."""
+        """Let other traffic arrive from now on, which has conversations of its own."""
         self._traffic = traffic
+        self._sessions.clear()
         self._next_arrival = now  # a Poisson process has no memory, so the arrival that was drawn may be forgotten
         self._draw_arrival()
 
