@@ -130,7 +130,7 @@ SCENES: Final[Mapping[str, Scene]] = {
             Event(30, Action.XID, gpu=1, code=79),
             Event(30, Action.LOSE, gpu=1),
             Event(30, Action.STALL),
-            Event(50, Action.CRASH),
+            Event(60, Action.CRASH),
             Event(75, Action.XID, server=1, code=94),
             Event(90, Action.RECOVER, gpu=1),
             Event(115, Action.RESTART),

@@ -152,10 +152,10 @@ def test_xid_79_takes_the_gpu_and_then_its_engine(cycle):
     assert server.up
     assert server.engines[0].running > 0
     tokens = server.engines[0].stats.generation_tokens
-    fleet.advance(start + 49.0)
+    fleet.advance(start + 59.0)
     assert server.engines[0].stats.generation_tokens == tokens
     assert gpu_values(fleet, 0)["nvidia_gpu_utilization_ratio{}"] == 1.0  # the others spin in the collective
-    fleet.advance(start + 51.0)
+    fleet.advance(start + 61.0)
     assert not server.up
     fleet.advance(start + 80.0)
     assert [event.code for event in fleet.gpus.events(0.0)] == [94]
