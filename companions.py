@@ -1,7 +1,7 @@
 """Prometheus and Alertmanager beside the sidecar: started from PATH, on loopback, with their data in a state folder.
 
-They watch the promises of an SLA: its rules are written at each start. So is Alertmanager's configuration where the user
-named an SLA; without one it is written once and then the user's to change.
+They watch the promises of an SLA: its rules are written at each start. So is Alertmanager's configuration where the
+user named an SLA; without one it is written once and then the user's to change.
 """
 
 import asyncio
