@@ -212,6 +212,7 @@ def _plugin_events(sla: Sla, make: _Maker, service: Service) -> Iterator[Alert]:
             10 * _MINUTE,
             f"The plugin calls {indicator} within {{{{ $value }}}} s good, the SLA says {duration(promise.threshold)}: "
             f"set tracing.goodput.{indicator} in its vitals.yaml.",
+            slo=indicator,
         )
 
 

@@ -46,9 +46,15 @@ def promtool() -> str:
     return found
 
 
-def run_tests(sla: Sla, folder: Path) -> Iterator[Outcome]:
-    """Write an SLA's tests into a folder, run them, and yield what came of each file as it ends."""
-    program = promtool()
+def run_tests(sla: Sla, folder: Path, program: str | None = None) -> Iterator[Outcome]:
+    """Write an SLA's tests into a folder, run them, and yield what came of each file as it ends.
+
+    Args:
+        sla: whose alerts are tested.
+        folder: for promtool's files.
+        program: promtool; None looks on PATH and raises ConfigError where there is none.
+    """
+    program = program or promtool()
     files = test_files(sla)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -1,5 +1,6 @@
 """A real Prometheus and a real Alertmanager of a test's own, on loopback, with their data in the test's folder."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from vllm_vitals.companions import ALERTMANAGER, on_path
 
 from .http import free_port, get
 from .programs import Program
+from .waiting import wait_for
 
 
 class PrometheusServer(Program):
@@ -53,11 +55,12 @@ class PrometheusServer(Program):
                 {"job_name": job, "static_configs": [{"targets": list(targets)}]} for job, targets in jobs.items()
             ],
         }
-        path = folder / "prometheus.yml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        self._config = config
+        self._path = folder / "prometheus.yml"
+        self._path.write_text(yaml.safe_dump(config, sort_keys=False))
         command = [
             binaries / "prometheus",
-            f"--config.file={path}",
+            f"--config.file={self._path}",
             f"--storage.tsdb.path={folder / 'data'}",
             f"--web.listen-address={address}",
             *options,
@@ -74,6 +77,13 @@ class PrometheusServer(Program):
         assert answer["status"] == "success", f"{expression}: {answer}"
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
+
+    def load_rules(self, rules: Sequence[Path]) -> None:
+        """Let it evaluate these rules from now on."""
+        self._config["rule_files"] = [str(path) for path in rules]
+        self._path.write_text(yaml.safe_dump(self._config, sort_keys=False))
+        self.process.send_signal(signal.SIGHUP)
+        wait_for(self.rules, f"rules: {self.output[-2000:]}", seconds=60)
 
     def rules(self) -> list[dict[str, Any]]:
         """Return every rule with its state, and its group's name as `group`."""
