@@ -35,10 +35,10 @@ class Expected(NamedTuple):
 EXPECTED = {
     "steady": Expected(Playing(1, 1)),
     "slow-prefill": Expected(
-        Playing(3, 3), frozenset({"VLLMTTFTBudgetBurn", "VLLMQueueBudgetBurn", "VLLMGoodputBudgetBurn"})
+        Playing(3, 4), frozenset({"VLLMTTFTBudgetBurn", "VLLMQueueBudgetBurn", "VLLMGoodputBudgetBurn"})
     ),
     "kv-pressure": Expected(
-        Playing(1, 4),
+        Playing(1, 6),
         frozenset(
             {
                 "VLLMTTFTBudgetBurn",
@@ -51,7 +51,8 @@ EXPECTED = {
         ),
     ),
     "gpu-throttle": Expected(
-        Playing(1, 2), frozenset({"VLLMTPOTBudgetBurn", "VLLMGoodputBudgetBurn", "GPUThrottled", "GPUTemperatureHigh"})
+        Playing(1, 2.5),
+        frozenset({"VLLMTPOTBudgetBurn", "VLLMGoodputBudgetBurn", "GPUThrottled", "GPUTemperatureHigh"}),
     ),
     "xid": Expected(
         Playing(1, 1),
@@ -69,11 +70,11 @@ EXPECTED = {
             }
         ),
         inhibited={"VLLMThroughputLow": "VLLMModelDown", "GPUStaleSnapshot": "GPULost"},
-        lasting={"GPURowsRemapped": "rows remapped within a day: 36 minutes here"},
+        lasting={"GPURowsRemapped": "rows remapped within a day: 48 minutes here"},
     ),
     "engine-crash": Expected(Playing(1, 1), frozenset({"VLLMServerDown", "VLLMModelDown"})),
     "burst": Expected(
-        Playing(1, 1),
+        Playing(1, 1.25),
         frozenset(
             {
                 "VLLMTTFTBudgetBurn",

@@ -21,6 +21,7 @@ class PrometheusServer(Program):
         binaries: folder with the program.
         folder: for its configuration, data and log.
         jobs: job -> host:port addresses.
+        paths: job -> path of its pages, where it is not /metrics.
         interval: seconds between scrapes.
         rules: rule files.
         alertmanager: host:port of one.
@@ -33,6 +34,7 @@ class PrometheusServer(Program):
         folder: Path,
         jobs: Mapping[str, Sequence[str]],
         *,
+        paths: Mapping[str, str] | None = None,
         interval: float = 1.0,
         rules: Sequence[Path] = (),
         alertmanager: str | None = None,
@@ -52,7 +54,12 @@ class PrometheusServer(Program):
             "rule_files": [str(path) for path in rules],
             "alerting": {"alertmanagers": managers},
             "scrape_configs": [
-                {"job_name": job, "static_configs": [{"targets": list(targets)}]} for job, targets in jobs.items()
+                {
+                    "job_name": job,
+                    "metrics_path": (paths or {}).get(job, "/metrics"),
+                    "static_configs": [{"targets": list(targets)}],
+                }
+                for job, targets in jobs.items()
             ],
         }
         self._config = config
