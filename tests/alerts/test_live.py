@@ -105,7 +105,7 @@ def test_a_regular_expression_matches_as_in_prometheus_from_begin_to_end(rules, 
 def test_the_selector_of_gpus_is_asked_for_too(rules, prometheus):
     code, said = rules(prometheus.url, gpus="{job: gpus}")
     assert code == 2
-    assert "sla.yaml:8: gpus.selector: " in said
+    assert "sla.yaml:9: gpus.selector: " in said
     assert 'found none for vllm_vitals_nvml_up{job="gpus"}; vllm_vitals_nvml_up is there with' in said
 
 

@@ -5,7 +5,8 @@ from its description and from the SLA in support/demo_stage.py.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -101,23 +102,27 @@ class Recorded(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory) -> Iterator[Recorded]:
-    """Play all scenes side by side, wait until nothing fires any more."""
+def recorded(tmp_path_factory) -> Recorded:
+    """Play all scenes side by side; again when the machine had no time for them."""
+    for _ in range(2):
+        result, starved = played(tmp_path_factory.mktemp("stage"))
+        if not starved:
+            return result
+    pytest.skip(f"too busy a machine for divided times: {starved}")
+
+
+def played(folder: Path) -> tuple[Recorded, str]:
+    """Play all scenes once, wait until nothing fires any more; return what happened and how far the machine lagged."""
     lasting = "|".join(itertools.chain.from_iterable(one.lasting for one in EXPECTED.values()))
-    with stage(tmp_path_factory.mktemp("stage"), {scene: one.playing for scene, one in EXPECTED.items()}) as playing:
-        for scene in EXPECTED:
-            wait_for(lambda: playing.is_over(scene), f"the end of {scene}", seconds=400, pause=0.5)  # noqa: B023  called at once
-        left = f'count(ALERTS{{alertname!~"{lasting}"}}) or vector(0)'
-        wait_for(
-            lambda: playing.prometheus.query(left)[0]["value"][1] == "0",
-            f"the end of all alerts: {playing.prometheus.query('ALERTS')}",
-            seconds=300,
-            pause=0.5,
-        )
-        wait_for(lambda: not unresolved(playing.webhook.deliveries), "the last resolutions", seconds=60, pause=0.5)
-        found = playing.prometheus.query('ALERTS{alertstate="firing"}[1h]')
+    left = f'ALERTS{{alertname!~"{lasting}"}}'
+    with stage(folder, {scene: one.playing for scene, one in EXPECTED.items()}) as playing:
+        prometheus, webhook = playing.prometheus, playing.webhook
+        wait_for(lambda: all(map(playing.is_over, EXPECTED)), "the end of all scenes", seconds=400, pause=0.5)
+        wait_for(lambda: not prometheus.query(left), "the end of all alerts", seconds=300, pause=0.5)
+        wait_for(lambda: not unresolved(webhook.deliveries), "the last resolutions", seconds=60, pause=0.5)
+        found = prometheus.query('ALERTS{alertstate="firing"}[1h]')
         fired = [(row["metric"], [at for at, _ in row["values"]]) for row in found]
-        yield Recorded(list(playing.webhook.deliveries), fired)
+        return Recorded(list(webhook.deliveries), fired), playing.starved()
 
 
 def scene_of(labels: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ Half an hour of the rules passes in a minute: all their durations are divided by
 SLA, so an alert's label `service` names the scene; those of GPUs carry it as `job`.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from vllm_vitals.alerts.build import generate
 from vllm_vitals.alerts.sla import load
 
+from .http import get
 from .programs import Exporter
 from .prometheus_server import Alertmanager, PrometheusServer
 from .shortened_rules import shortened_routes, shortened_rules
@@ -20,6 +22,7 @@ from .webhook import Webhook
 
 FACTOR = 30.0
 SCRAPE_SECONDS = 1.0  # so the shortest window, 2m here, holds four scrapes
+MOST_MISSED = 0.1  # share of evaluations; 0.02 with five times as much to do as there are processors
 GROUP_SECONDS = 2.0  # no group is evaluated more often: two processors have to do for everything
 
 # A week instead of a month: its trickle tier looks back over 84 minutes and not six hours, so it ends in this test.
@@ -80,6 +83,21 @@ class Stage(NamedTuple):
     prometheus: PrometheusServer
     alertmanager: Alertmanager
     webhook: Webhook
+
+    def starved(self) -> str:
+        """Say how far the machine fell behind, empty when it kept up: divided times are a matter of real time."""
+        page = get(f"{self.prometheus.url}/metrics").text
+        missed, due = (
+            sum(
+                float(value)
+                for value in re.findall(rf"^prometheus_rule_group_iterations_{what}{{.*}} (\S+)$", page, re.MULTILINE)
+            )
+            for what in ("missed_total", "total")
+        )
+        failed = [row["metric"]["job"] for row in self.prometheus.query("avg_over_time(up[1h]) < 0.95")]
+        if missed < MOST_MISSED * due and not failed:
+            return ""
+        return f"{missed:.0f} of {due:.0f} evaluations missed, scrapes failed for {failed or 'nobody'}"
 
     def is_over(self, scene: str) -> bool:
         return f"scene {scene} is over" in self.demos[scene].output
