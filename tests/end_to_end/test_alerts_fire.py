@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from support.demo_stage import Playing, stage
+from support.shortened_rules import shortened_expression
 from support.waiting import wait_for
 from support.webhook import Delivery
 
@@ -232,3 +233,11 @@ def test_what_is_delivered_can_be_read_and_leads_to_a_runbook(recorded):
 def test_an_alert_of_a_gpu_names_the_engine_that_it_serves(recorded):
     lost = next(delivery for delivery in recorded.deliveries if delivery.name == "GPULost")
     assert "It serves meta-llama/Llama-3.1-70B-Instruct on llama-3.1-70b." in lost.annotations["description"]
+
+
+def test_only_times_are_divided():
+    expression = 'rate(a_5m{path="/[5m] offset 1h"}[5m]) > 300 and b offset 10m and sum_over_time(c:count5m[1h30m:5m])'
+    assert shortened_expression(expression, 30) == (
+        'rate(a_5m{path="/[5m] offset 1h"}[10000ms]) > 300 and b offset 20000ms and '
+        "sum_over_time(c:count5m[180000ms:10000ms])"
+    )
