@@ -1,0 +1,153 @@
+"""SLO: how the error budgets are spent, how fast, by what, and what was told to whom."""
+
+from .alert_panels import alert_timeline, firing_alerts
+from .dashboard import Page
+from .fields import (
+    COUNT, GREEN, ORANGE, RATIO, RED, SECONDS, TIMES, YELLOW, above, below, to_dashboard,
+)  # fmt: skip
+from .latency import OF_PLUGIN, percentiles
+from .layout import Row
+from .limits import Limits
+from .panels import NO_TRAFFIC, heatmap, history, timeseries
+from .slo_queries import burn_rate
+from .tables import Column, table
+from .targets import buckets, query
+from .variables import MODEL, SERVER, SERVICE, job, label_values
+
+_BY = "service, slo, model_name"
+_LEGEND = "{{service}} {{slo}} {{model_name}}"
+_SLO = label_values("slo", "Promise", 'slo:objective:ratio{service=~"$service"}')
+
+
+def page(limits: Limits) -> Page:
+    """Return the dashboard."""
+    return Page(
+        "vitals-slo",
+        "Are the promises of the SLA kept, how fast are their error budgets spent, and which requests spend them?",
+        (SERVICE, _SLO, job("vllm:num_requests_running"), SERVER, MODEL),
+        (_budgets(limits), _burning(limits), _events(limits), _spread(limits), _alerts()),
+        hours=6,
+    )
+
+
+def _budgets(limits: Limits) -> Row:
+    day, window = limits.long_windows[2], limits.window
+    return Row(
+        "How much of each budget is left?",
+        (
+            table(
+                "Promises",
+                f"Which promise is in danger? Kept is counted over the last hour, day and {window}; days left at the rate of "
+                "the last day. Little of the window was seen when the rules are new.",
+                {"service": "Service", "slo": "Promise", "model_name": "Model"},
+                Column("Promised", f"{_like_budget()} * 0 + on (service, slo) group_left () "
+                       "max by (service, slo) (slo:objective:ratio)", RATIO),
+                Column(f"Kept, {limits.long_windows[0]}",
+                       f"1 - max by ({_BY}) (slo:sli_error:ratio{limits.long_windows[0]})", RATIO),
+                Column(f"Kept, {day}", f"1 - max by ({_BY}) (slo:sli_error:ratio{day})", RATIO),
+                Column("Budget left", _like_budget(), RATIO, ((None, RED), (0, ORANGE), (0.25, GREEN))),
+                Column(f"Burn rate, {limits.burn_windows[0]}", burn_rate(limits.burn_windows[0], _BY), TIMES,
+                       above(limits.tiers[0].factor, warn=1)),
+                Column("Lasts", f"{_like_budget()} * {_seconds(limits)} / ({burn_rate(day, _BY)} > 0)", "dtdurations"),
+                Column(f"Bad events, {day}", f"sum by ({_BY}) (slo:sli_bad:increase{day})", COUNT),
+                Column("Window seen", f"max by ({_BY}) (slo:window_seen:ratio)", RATIO, below(0.1, warn=0.9)),
+                links={
+                    "Model": ("This model", to_dashboard("vitals-engine", model="${__data.fields.Model}")),
+                },
+                no_value=NO_TRAFFIC, height=9,
+            ),
+            timeseries(
+                "Budget left over time", "When was the budget spent: at once, or drop by drop?",
+                query(_like_budget(), _LEGEND), unit=RATIO, lowest=None, highest=1,
+                steps=((None, GREEN), (0, RED)), no_value=NO_TRAFFIC, width=12,
+            ),
+            history(
+                "Burn rate, cell by cell", "In which hours was more than the allowed share bad?",
+                query(burn_rate(limits.long_windows[0], _BY), _LEGEND), unit=TIMES,
+                steps=((None, GREEN), (1, YELLOW), (limits.tiers[0].factor, RED)), no_value=NO_TRAFFIC, width=12,
+            ),
+        ),
+        see="vitals-overview",
+    )  # fmt: skip
+
+
+def _like_budget() -> str:
+    return f"min by ({_BY}) (slo:error_budget_remaining:ratio)"
+
+
+def _seconds(limits: Limits) -> str:
+    fastest = limits.tiers[0]
+    return f"{fastest.factor * fastest.long / fastest.budget_share:.0f}"  # the SLA's window: share * window / long = factor
+
+
+def _burning(limits: Limits) -> Row:
+    panels = []
+    for tier in limits.tiers:
+        long, short = limits.long_windows[limits.tiers.index(tier)], _short(limits, tier.name)
+        panels.append(
+            timeseries(
+                f"Burn rate, tier {tier.name}",
+                f"Are both windows above {tier.factor:g}? Then the tier fires: {tier.budget_share:.0%} of the budget would be "
+                f"gone within {long}.",
+                query(burn_rate(long, _BY), f"{_LEGEND} {long}"),
+                query(burn_rate(short, _BY), f"{_LEGEND} {short}"),
+                unit=TIMES, steps=above(tier.factor), no_value=NO_TRAFFIC, width=6, height=9,
+            )
+        )  # fmt: skip
+    return Row("How fast are they spent?", tuple(panels), see="vitals-engine")
+
+
+def _short(limits: Limits, name: str) -> str:
+    ordered = limits.burn_windows
+    tier = next(one for one in limits.tiers if one.name == name)
+    seconds = sorted({window for one in limits.tiers for window in (one.short, one.long)})
+    return ordered[seconds.index(tier.short)]
+
+
+def _events(limits: Limits) -> Row:
+    hour = limits.long_windows[0]
+    return Row(
+        "How many events are behind it?",
+        (
+            timeseries(
+                f"Bad events per {hour}", "How many requests broke each promise?",
+                query(f"sum by ({_BY}) (slo:sli_bad:increase{hour})", _LEGEND), unit=COUNT, no_value=NO_TRAFFIC,
+            ),
+            timeseries(
+                f"Events per {hour}", "Out of how many? With few of them one bad request looks like a fire.",
+                query(f"sum by ({_BY}) (slo:sli_total:increase{hour})", _LEGEND), unit=COUNT, no_value=NO_TRAFFIC,
+            ),
+            timeseries(
+                "Goodput", "Which share of requests keeps TTFT and TPOT together? Without the plugin's page this is the "
+                "best and the worst that vLLM's histograms allow.",
+                query(f'1 - max by ({_BY}) (slo:sli_error:ratio{hour}{{slo=~"goodput.*"}})', _LEGEND),
+                unit=RATIO, highest=1, no_value=NO_TRAFFIC,
+            ),
+        ),
+        see="vitals-requests",
+    )  # fmt: skip
+
+
+def _spread(limits: Limits) -> Row:
+    return Row(
+        "Which requests spend them?",
+        (
+            percentiles("Time to first token", "How far from the promise are the slow ones?", "ttft", limits, width=12),
+            percentiles("Time per output token", "How far from the promise are the slow ones?", "tpot", limits, width=12),
+            heatmap("Time to first token, spread", "Are all requests a bit slow, or a few very slow?",
+                    buckets("vllm:time_to_first_token_seconds"), unit=SECONDS),
+            heatmap("Time per output token, spread", "Are all answers a bit slow, or a few very slow?",
+                    buckets("vllm:request_time_per_output_token_seconds"), unit=SECONDS),
+            heatmap("Time to first token, with traces", "Which request was it? Each dot leads to its trace. From the plugin.",
+                    buckets(OF_PLUGIN["ttft"], exemplar=True), unit=SECONDS),
+            heatmap("Time per output token, with traces", "Which request was it? Each dot leads to its trace. From the plugin.",
+                    buckets(OF_PLUGIN["tpot"], exemplar=True), unit=SECONDS),
+        ),
+        see="vitals-requests",
+    )  # fmt: skip
+
+
+def _alerts() -> Row:
+    return Row("Who was told?", (firing_alerts(), alert_timeline()), see="vitals-pipeline")
+
+
