@@ -12,7 +12,7 @@ from ..promql import Schema
 from .layout import Row, place
 from .panels import ModernPanel
 from .targets import PROMETHEUS, PromTarget
-from .variables import scoped
+from .variables import datasource, scoped
 
 TAG: Final = "vllm-vitals"
 SCHEMA_VERSION: Final = 41
@@ -95,7 +95,7 @@ def as_data(page: Page, known: Schema) -> dict[str, Any]:
         refresh="30s",
         schemaVersion=SCHEMA_VERSION,
         time=core.Time(f"now-{page.hours}h", "now"),
-        templating=core.Templating(list=[*page.variables]),
+        templating=core.Templating(list=[datasource(), *page.variables]),
         annotations=core.Annotations(list=[*_annotations(names, known)]),
         links=[_menu()],
         panels=[_finished(panel, names, known) for panel in place(page.rows)],

@@ -323,11 +323,10 @@ def _health(limits: Limits) -> Row:
                 query(f"max by ({_GPU}) (nvidia_gpu_recovery_action)", _LEGEND), states=_RECOVERY, no_value=_NO_SUPPORT,
             ),
             timeline(
-                "XID events", "Which errors did the driver log, and when? The table beside says which is which.",
-                query(f"max by ({_GPU}, xid) (ceil(increase(nvidia_gpu_xid_errors_total[$__rate_interval]))) > 0",
+                "XID events", "Which errors did the driver log, and when? Each is shown for five minutes.",
+                query(f"max by ({_GPU}, xid) (time() - nvidia_gpu_xid_last_timestamp_seconds < bool 300) > 0",
                       f"{_LEGEND} XID {{{{xid}}}}"),
-                states={str(count): (f"{count} events", RED if count > 1 else ORANGE) for count in range(1, 6)},
-                no_value="No XID events",
+                states={"1": ("logged", RED)}, no_value="No XID events",
             ),
             table(
                 "Last XID events", "Which errors came last, on which GPU?",

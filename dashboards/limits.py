@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..alerts.indicators import labels_of
 from ..alerts.promises import Limit, Memory, Power
 from ..alerts.sla import LATENCIES, Indicator, Sla
 from ..alerts.tiers import Tier, tiers, window_name
@@ -15,11 +16,13 @@ class Limits(NamedTuple):
         promises: seconds by latency; several where services differ.
         tiers: of burn rates, fastest first.
         window: over which promises are kept, as PromQL writes it.
+        kept: labels that some promise keeps a budget for.
     """
 
     promises: dict[Indicator, frozenset[float]]
     tiers: tuple[Tier, ...]
     window: str
+    kept: tuple[str, ...]
     queue_length: float | None
     kv_cache: float | None
     preemptions: float | None
@@ -57,6 +60,11 @@ def limits_of(sla: Sla) -> Limits:
         promises={indicator: promised(indicator) for indicator in LATENCIES},
         tiers=tiers(sla.window),
         window=window_name(int(sla.window)),
+        kept=tuple(
+            dict.fromkeys(
+                label for service in services for _, one in service.objectives for label in labels_of(service, one)
+            )
+        ),
         queue_length=limit("queue_length"),
         kv_cache=limit("kv_cache"),
         preemptions=limit("preemptions"),

@@ -1,5 +1,7 @@
 """SLO: how the error budgets are spent, how fast, by what, and what was told to whom."""
 
+from typing import Final
+
 from .alert_panels import alert_timeline, firing_alerts
 from .dashboard import Page
 from .fields import (
@@ -14,8 +16,7 @@ from .tables import Column, table
 from .targets import buckets, query
 from .variables import MODEL, SERVER, SERVICE, job, label_values
 
-_BY = "service, slo, model_name"
-_LEGEND = "{{service}} {{slo}} {{model_name}}"
+_HEADINGS: Final = {"service": "Service", "slo": "Promise", "model_name": "Model", "server": "Server", "engine": "Engine"}
 _SLO = label_values("slo", "Promise", 'slo:objective:ratio{service=~"$service"}')
 
 
@@ -30,7 +31,24 @@ def page(limits: Limits) -> Page:
     )
 
 
+def _labels(limits: Limits) -> tuple[str, ...]:
+    return ("service", "slo", *limits.kept)
+
+
+def _by(limits: Limits) -> str:
+    return ", ".join(_labels(limits))
+
+
+def _legend(limits: Limits) -> str:
+    return " ".join(f"{{{{{label}}}}}" for label in _labels(limits))
+
+
+def _left(limits: Limits) -> str:
+    return f"min by ({_by(limits)}) (slo:error_budget_remaining:ratio)"
+
+
 def _budgets(limits: Limits) -> Row:
+    by, legend, left = _by(limits), _legend(limits), _left(limits)
     day, window = limits.long_windows[2], limits.window
     return Row(
         "How much of each budget is left?",
@@ -39,40 +57,34 @@ def _budgets(limits: Limits) -> Row:
                 "Promises",
                 f"Which promise is in danger? Kept is counted over the last hour, day and {window}; days left at the rate of "
                 "the last day. Little of the window was seen when the rules are new.",
-                {"service": "Service", "slo": "Promise", "model_name": "Model"},
-                Column("Promised", f"{_like_budget()} * 0 + on (service, slo) group_left () "
+                {label: _HEADINGS.get(label, label) for label in _labels(limits)},
+                Column("Promised", f"{left} * 0 + on (service, slo) group_left () "
                        "max by (service, slo) (slo:objective:ratio)", RATIO),
                 Column(f"Kept, {limits.long_windows[0]}",
-                       f"1 - max by ({_BY}) (slo:sli_error:ratio{limits.long_windows[0]})", RATIO),
-                Column(f"Kept, {day}", f"1 - max by ({_BY}) (slo:sli_error:ratio{day})", RATIO),
-                Column("Budget left", _like_budget(), RATIO, ((None, RED), (0, ORANGE), (0.25, GREEN))),
-                Column(f"Burn rate, {limits.burn_windows[0]}", burn_rate(limits.burn_windows[0], _BY), TIMES,
+                       f"1 - max by ({by}) (slo:sli_error:ratio{limits.long_windows[0]})", RATIO),
+                Column(f"Kept, {day}", f"1 - max by ({by}) (slo:sli_error:ratio{day})", RATIO),
+                Column("Budget left", left, RATIO, ((None, RED), (0, ORANGE), (0.25, GREEN))),
+                Column(f"Burn rate, {limits.burn_windows[0]}", burn_rate(limits.burn_windows[0], by), TIMES,
                        above(limits.tiers[0].factor, warn=1)),
-                Column("Lasts", f"{_like_budget()} * {_seconds(limits)} / ({burn_rate(day, _BY)} > 0)", "dtdurations"),
-                Column(f"Bad events, {day}", f"sum by ({_BY}) (slo:sli_bad:increase{day})", COUNT),
-                Column("Window seen", f"max by ({_BY}) (slo:window_seen:ratio)", RATIO, below(0.1, warn=0.9)),
-                links={
-                    "Model": ("This model", to_dashboard("vitals-engine", model="${__data.fields.Model}")),
-                },
+                Column("Lasts", f"{left} * {_seconds(limits)} / ({burn_rate(day, by)} > 0)", "dtdurations"),
+                Column(f"Bad events, {day}", f"sum by ({by}) (slo:sli_bad:increase{day})", COUNT),
+                Column("Window seen", f"max by ({by}) (slo:window_seen:ratio)", RATIO, below(0.1, warn=0.9)),
+                links={"Model": ("This model", to_dashboard("vitals-engine", model="${__data.fields.Model}"))},
                 no_value=NO_TRAFFIC, height=9,
             ),
             timeseries(
                 "Budget left over time", "When was the budget spent: at once, or drop by drop?",
-                query(_like_budget(), _LEGEND), unit=RATIO, lowest=None, highest=1,
+                query(left, legend), unit=RATIO, lowest=None, highest=1,
                 steps=((None, GREEN), (0, RED)), no_value=NO_TRAFFIC, width=12,
             ),
             history(
                 "Burn rate, cell by cell", "In which hours was more than the allowed share bad?",
-                query(burn_rate(limits.long_windows[0], _BY), _LEGEND), unit=TIMES,
+                query(burn_rate(limits.long_windows[0], by), legend), unit=TIMES,
                 steps=((None, GREEN), (1, YELLOW), (limits.tiers[0].factor, RED)), no_value=NO_TRAFFIC, width=12,
             ),
         ),
         see="vitals-overview",
     )  # fmt: skip
-
-
-def _like_budget() -> str:
-    return f"min by ({_BY}) (slo:error_budget_remaining:ratio)"
 
 
 def _seconds(limits: Limits) -> str:
@@ -81,6 +93,7 @@ def _seconds(limits: Limits) -> str:
 
 
 def _burning(limits: Limits) -> Row:
+    by, legend = _by(limits), _legend(limits)
     panels = []
     for tier in limits.tiers:
         long, short = limits.long_windows[limits.tiers.index(tier)], _short(limits, tier.name)
@@ -89,8 +102,8 @@ def _burning(limits: Limits) -> Row:
                 f"Burn rate, tier {tier.name}",
                 f"Are both windows above {tier.factor:g}? Then the tier fires: {tier.budget_share:.0%} of the budget would be "
                 f"gone within {long}.",
-                query(burn_rate(long, _BY), f"{_LEGEND} {long}"),
-                query(burn_rate(short, _BY), f"{_LEGEND} {short}"),
+                query(burn_rate(long, by), f"{legend} {long}"),
+                query(burn_rate(short, by), f"{legend} {short}"),
                 unit=TIMES, steps=above(tier.factor), no_value=NO_TRAFFIC, width=6, height=9,
             )
         )  # fmt: skip
@@ -105,22 +118,22 @@ def _short(limits: Limits, name: str) -> str:
 
 
 def _events(limits: Limits) -> Row:
-    hour = limits.long_windows[0]
+    by, legend, hour = _by(limits), _legend(limits), limits.long_windows[0]
     return Row(
         "How many events are behind it?",
         (
             timeseries(
                 f"Bad events per {hour}", "How many requests broke each promise?",
-                query(f"sum by ({_BY}) (slo:sli_bad:increase{hour})", _LEGEND), unit=COUNT, no_value=NO_TRAFFIC,
+                query(f"sum by ({by}) (slo:sli_bad:increase{hour})", legend), unit=COUNT, no_value=NO_TRAFFIC,
             ),
             timeseries(
                 f"Events per {hour}", "Out of how many? With few of them one bad request looks like a fire.",
-                query(f"sum by ({_BY}) (slo:sli_total:increase{hour})", _LEGEND), unit=COUNT, no_value=NO_TRAFFIC,
+                query(f"sum by ({by}) (slo:sli_total:increase{hour})", legend), unit=COUNT, no_value=NO_TRAFFIC,
             ),
             timeseries(
                 "Goodput", "Which share of requests keeps TTFT and TPOT together? Without the plugin's page this is the "
                 "best and the worst that vLLM's histograms allow.",
-                query(f'1 - max by ({_BY}) (slo:sli_error:ratio{hour}{{slo=~"goodput.*"}})', _LEGEND),
+                query(f'1 - max by ({by}) (slo:sli_error:ratio{hour}{{slo=~"goodput.*"}})', legend),
                 unit=RATIO, highest=1, no_value=NO_TRAFFIC,
             ),
         ),

@@ -151,9 +151,7 @@ def scoped(expression: str, variables: Iterable[str], known: Schema) -> str:
         labels = labels_of(name, known)
         if not labels:
             return match[0]
-        added = [
-            matcher(one, name) for one in chosen if LABELS[one] in labels and not re.search(rf"\b{LABELS[one]}[=!]", given)
-        ]
+        added = [matcher(one, name) for one in chosen if LABELS[one] in labels]
         inside = ",".join([*added, *([given] if given else [])])
         return f"{name}{{{inside}}}" if inside else name
 
