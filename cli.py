@@ -58,7 +58,7 @@ The last line of the output is `head SEQ:HASH`. Noted in another place, it is wh
     "dashboards check": """examples:
   vllm-vitals dashboards check
   vllm-vitals dashboards check --sla sla.yaml --dir grafana
-  vllm-vitals dashboards check --prometheus http://127.0.0.1:9090    also runs every query, lists those without series""",
+  vllm-vitals dashboards check --prometheus http://127.0.0.1:9090    also lists queries that find nothing""",
     "dashboards push": """examples:
   vllm-vitals dashboards push --grafana http://127.0.0.1:3000 --token-file grafana.token
   GRAFANA_TOKEN=glsa_... vllm-vitals dashboards push --grafana https://grafana.example.org --sla sla.yaml
@@ -185,7 +185,7 @@ def _add_dashboards(parser: argparse.ArgumentParser) -> None:
             allow_abbrev=False,
         )
         sub.set_defaults(run=run)
-        sub.add_argument("--sla", type=Path, metavar="FILE", help="promises and limits to draw (default: those we ship)")
+        sub.add_argument("--sla", type=Path, metavar="FILE", help="promises and limits to draw (default: ours)")
         return sub
 
     build = part("build", _dashboards_build, "write the dashboards as JSON that any Grafana from 10.4 on imports")

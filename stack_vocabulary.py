@@ -1,7 +1,7 @@
-"""Metrics of the programs around us that the Pipeline dashboard reads: names, types and labels as their makers write them.
+"""Metrics of the programs around us that the Pipeline dashboard reads: names, types, labels as their makers write them.
 
-Not run by us are the collector and Elasticsearch: their names are from documentation. The collector writes counters with
-or without `_total`, by how its telemetry is configured, so both forms stand here.
+Not run by us are the collector and Elasticsearch: their names are from documentation. The collector writes counters
+with or without `_total`, by how its telemetry is configured, so both forms stand here.
 """
 
 from typing import Final

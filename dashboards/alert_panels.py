@@ -25,9 +25,13 @@ _NOTHING: Final = "Nothing fires"
 def firing_alerts(**more: Any) -> ModernPanel:
     """Return the table of what fires now."""
     panel = labels_table(
-        "Alerts that fire", "Who was told of what, and how loud?", 'ALERTS{alertstate="firing"}', _SHOWN, _HIDDEN,
+        "Alerts that fire",
+        "Who was told of what, and how loud?",
+        'ALERTS{alertstate="firing"}',
+        _SHOWN,
+        _HIDDEN,
         **{"no_value": _NOTHING, "height": 6, "unit": NO_UNIT, **more},
-    )  # fmt: skip
+    )
     link = data_link("What happened to this promise", to_dashboard("vitals-slo", service="${__data.fields.Service}"))
     panel.overrides = [override("Alert", {"links": [link]})]
     return panel
@@ -36,7 +40,9 @@ def firing_alerts(**more: Any) -> ModernPanel:
 def alert_timeline(**more: Any) -> ModernPanel:
     """Return when each alert fired."""
     return timeline(
-        "When alerts fired", "Which alert came first, and which followed?",
+        "When alerts fired",
+        "Which alert came first, and which followed?",
         query('max by (alertname, service) (ALERTS{alertstate="firing"})', "{{service}} {{alertname}}"),
-        states={"1": ("firing", "red")}, **{"no_value": _NOTHING, "width": 24, **more},
-    )  # fmt: skip
+        states={"1": ("firing", "red")},
+        **{"no_value": _NOTHING, "width": 24, **more},
+    )

@@ -68,7 +68,7 @@ def drift(texts: Mapping[str, str], folder: Path) -> list[str]:
 
 
 def for_import(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dashboard whose import asks for its data sources, for grafana.com and for people without provisioning."""
+    """Return a dashboard whose import asks for its data sources, as grafana.com wants them."""
     inputs, variables = [], []
     for variable in data["templating"]["list"]:
         kind = variable["query"] if variable["type"] == "datasource" else None

@@ -1,4 +1,4 @@
-"""`vllm-vitals dashboards build|check|push`: what each does; each loads what it needs, and says what is not installed."""
+"""`vllm-vitals dashboards build|check|push`: each loads what it needs and says what is not installed."""
 
 import json
 import os

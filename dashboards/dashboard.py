@@ -9,7 +9,7 @@ from grafanalib import core
 from grafanalib._gen import DashboardEncoder
 
 from ..promql import Schema
-from .layout import Row, place
+from .layout import Row, RowBar, place
 from .panels import ModernPanel
 from .targets import PROMETHEUS, PromTarget
 from .variables import datasource, scoped
@@ -110,9 +110,10 @@ def as_text(data: dict[str, Any]) -> str:
 
 
 def _finished(panel: core.Panel, variables: Sequence[str], known: Schema) -> core.Panel:
-    if not isinstance(panel, ModernPanel):
+    if isinstance(panel, RowBar):
         panel.panels = [_finished(inner, variables, known) for inner in panel.panels]
         return panel
+    assert isinstance(panel, ModernPanel)
     targets = []
     for index, target in enumerate(panel.targets):
         expr = scoped(target.expr, variables, known) if isinstance(target, PromTarget) else target.expr

@@ -23,7 +23,7 @@ TOKENS: Final = "suffix: tok"
 TOKENS_PER_SECOND: Final = "suffix: tok/s"
 PER_SECOND: Final = "suffix: /s"
 WATTS: Final = "watt"
-JOULES_PER_TOKEN: Final = "suffix: J/tok"
+JOULES_PER_TOKEN: Final = "suffix: J/tok"  # noqa: S105  a unit
 TOKENS_PER_JOULE: Final = "suffix: tok/J"
 CELSIUS: Final = "celsius"
 HERTZ: Final = "hertz"
@@ -58,7 +58,8 @@ def thresholds(steps: Sequence[Step]) -> dict[str, Any]:
 def mapping(texts: Mapping[str, tuple[str, str]]) -> list[dict[str, Any]]:
     """Return a value mapping: value -> (text, color)."""
     options = {
-        value: {"index": index, "text": text, "color": color} for index, (value, (text, color)) in enumerate(texts.items())
+        value: {"index": index, "text": text, "color": color}
+        for index, (value, (text, color)) in enumerate(texts.items())
     }
     return [{"type": "value", "options": options}]
 

@@ -47,14 +47,21 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def make_folder(grafana: Grafana, uid: str = FOLDER) -> None:
     """Make sure that the folder is there; raises GrafanaError."""
-    status, answer = _call(grafana, "POST", "/api/folders", {"uid": uid, "title": _FOLDER_TITLE if uid == FOLDER else uid})
+    status, answer = _call(
+        grafana, "POST", "/api/folders", {"uid": uid, "title": _FOLDER_TITLE if uid == FOLDER else uid}
+    )
     if status not in {200, 409, 412}:  # it is there already: 409, of older releases 412
         raise _failure(grafana, f"the folder {uid}", status, answer)
 
 
 def push(grafana: Grafana, data: Mapping[str, Any], folder: str = FOLDER) -> str:
     """Save a dashboard; returns its address. Raises GrafanaError."""
-    body = {"dashboard": {**data, "id": None}, "folderUid": folder, "overwrite": True, "message": "vllm-vitals dashboards"}
+    body = {
+        "dashboard": {**data, "id": None},
+        "folderUid": folder,
+        "overwrite": True,
+        "message": "vllm-vitals dashboards",
+    }
     status, answer = _call(grafana, "POST", "/api/dashboards/db", body)
     if status != 200:
         raise _failure(grafana, f"the dashboard {data['uid']}", status, answer)

@@ -42,9 +42,15 @@ def with_promise(
         lines = [query(f'max(slo:threshold:seconds{{slo="{indicator}"}})', "slackest promise")]
         overrides = [dashed("slackest promise")]
     return timeseries(
-        title, question, *targets, *lines, unit=SECONDS, steps=steps, overrides=overrides,
+        title,
+        question,
+        *targets,
+        *lines,
+        unit=SECONDS,
+        steps=steps,
+        overrides=overrides,
         **{"no_value": NO_TRAFFIC, **more},
-    )  # fmt: skip
+    )
 
 
 def title_of(indicator: Indicator) -> str:

@@ -36,7 +36,9 @@ class Limits(NamedTuple):
     @property
     def burn_windows(self) -> list[str]:
         """Windows of the recorded error ratios, shortest first."""
-        return [window_name(one) for one in sorted({window for tier in self.tiers for window in (tier.short, tier.long)})]
+        return [
+            window_name(one) for one in sorted({window for tier in self.tiers for window in (tier.short, tier.long)})
+        ]
 
     @property
     def long_windows(self) -> list[str]:

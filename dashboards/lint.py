@@ -21,8 +21,8 @@ from .variables import LABELS, labels_of, matcher
 Data = Mapping[str, Any]
 
 KINDS: Final = frozenset(
-    {"bargauge", "heatmap", "logs", "nodeGraph", "row", "stat", "state-timeline", "status-history", "table", "timeseries",
-     "traces"}
+    {"bargauge", "heatmap", "logs", "nodeGraph", "row", "stat", "state-timeline", "status-history", "table",
+     "timeseries", "traces"}
 )  # fmt: skip
 _WINDOW: Final = re.compile(r"\[([^\]]+)\]")
 _RATIO: Final = re.compile(r"\)\s*/|histogram_quantile")
@@ -46,13 +46,13 @@ def findings(data: Data, context: Context) -> list[str]:
     ]
 
 
-def _datasource_variable(data: Data, _: Context) -> Iterator[str]:
+def _datasource_variable(data: Data, _context: Context) -> Iterator[str]:
     first = data["templating"]["list"][0]
     if (first["name"], first["type"], first["query"]) != ("datasource", "datasource", "prometheus"):
         yield f"expected the variable 'datasource' for prometheus first, found {first['name']!r}"
 
 
-def _job_and_place_variables(data: Data, _: Context) -> Iterator[str]:
+def _job_and_place_variables(data: Data, _context: Context) -> Iterator[str]:
     variables = {one["name"]: one for one in data["templating"]["list"]}
     if "job" not in variables:
         yield "no variable 'job'"
@@ -63,15 +63,17 @@ def _job_and_place_variables(data: Data, _: Context) -> Iterator[str]:
             yield f"variable {name!r}: expected includeAll, multi and an allValue"
 
 
-def _variables_reload_on_time_change(data: Data, _: Context) -> Iterator[str]:
+def _variables_reload_on_time_change(data: Data, _context: Context) -> Iterator[str]:
     for one in data["templating"]["list"]:
         if one["type"] == "query" and one["refresh"] != 2:
             yield f"variable {one['name']!r}: expected refresh 2, found {one['refresh']}"
 
 
-def _datasources_are_variables(data: Data, _: Context) -> Iterator[str]:
+def _datasources_are_variables(data: Data, _context: Context) -> Iterator[str]:
     offered = {f"${{{one['name']}}}": one["query"] for one in data["templating"]["list"] if one["type"] == "datasource"}
-    places = [(panel["title"], one.get("datasource")) for _, panel, _ in panels(data) for one in (panel, *panel["targets"])]
+    places = [
+        (panel["title"], one.get("datasource")) for _, panel, _ in panels(data) for one in (panel, *panel["targets"])
+    ]
     places += [(one["name"], one.get("datasource")) for one in data["annotations"]["list"]]
     places += [(one["name"], one.get("datasource")) for one in data["templating"]["list"] if one["type"] == "query"]
     for place, source in places:
@@ -79,19 +81,19 @@ def _datasources_are_variables(data: Data, _: Context) -> Iterator[str]:
             yield f"{place}: expected a data source variable, found {source!r}"
 
 
-def _titles_and_descriptions(data: Data, _: Context) -> Iterator[str]:
+def _titles_and_descriptions(data: Data, _context: Context) -> Iterator[str]:
     for _, panel, _ in panels(data):
         if not panel.get("title") or "?" not in panel.get("description", ""):
             yield f"{panel.get('title')!r}: expected a title, and a question as description"
 
 
-def _units(data: Data, _: Context) -> Iterator[str]:
+def _units(data: Data, _context: Context) -> Iterator[str]:
     for _, panel, _ in panels(data):
         if not panel["fieldConfig"]["defaults"].get("unit"):
             yield f"{panel['title']}: no unit"
 
 
-def _targets(data: Data, _: Context) -> Iterator[str]:
+def _targets(data: Data, _context: Context) -> Iterator[str]:
     for _, panel, _ in panels(data):
         if not panel["targets"]:
             yield f"{panel['title']}: no query"
@@ -106,7 +108,7 @@ def _promql(data: Data, context: Context) -> Iterator[str]:
             yield f"{query.panel}: {query.ref_id}: {problem}"
 
 
-def _windows(data: Data, _: Context) -> Iterator[str]:
+def _windows(data: Data, _context: Context) -> Iterator[str]:
     for query in queries(data):
         for window in _WINDOW.findall(query.expression if query.source == "prometheus" else ""):
             if not (window == "$__rate_interval" or (window == "$__range" and query.instant)):
@@ -125,18 +127,18 @@ def _variables_reach_every_query(data: Data, context: Context) -> Iterator[str]:
                     yield f"{query.panel}: {query.ref_id}: ${name} does not reach {series}"
 
 
-def _uneditable(data: Data, _: Context) -> Iterator[str]:
+def _uneditable(data: Data, _context: Context) -> Iterator[str]:
     if data["editable"]:
         yield "expected editable: false, the code is where it is edited"
 
 
-def _kinds(data: Data, _: Context) -> Iterator[str]:
+def _kinds(data: Data, _context: Context) -> Iterator[str]:
     for panel in panels_of(data):
         if panel["type"] not in KINDS:
             yield f"{panel['title']}: the panel type {panel['type']!r} is dead or unknown to the house"
 
 
-def _duplicates(data: Data, _: Context) -> Iterator[str]:
+def _duplicates(data: Data, _context: Context) -> Iterator[str]:
     every = panels_of(data)
     for what, values in (
         ("id", [panel["id"] for panel in every]),
@@ -149,7 +151,7 @@ def _duplicates(data: Data, _: Context) -> Iterator[str]:
         yield from (f"{panel['title']}: refId {value!r} {count} times" for value, count in ids.items() if count > 1)
 
 
-def _grid(data: Data, _: Context) -> Iterator[str]:
+def _grid(data: Data, _context: Context) -> Iterator[str]:
     # Panels of a collapsed row lie below its bar only once it is opened, which moves what follows.
     for group in (data["panels"], *(panel["panels"] for panel in data["panels"] if panel["type"] == "row")):
         for panel in group:
@@ -161,14 +163,14 @@ def _grid(data: Data, _: Context) -> Iterator[str]:
                 yield f"{one['title']} and {other['title']} overlap"
 
 
-def _exemplars(data: Data, _: Context) -> Iterator[str]:
+def _exemplars(data: Data, _context: Context) -> Iterator[str]:
     for _, panel, _ in panels(data):
         for target in panel["targets"]:
             if target.get("exemplar") and target.get("instant"):
                 yield f"{panel['title']}: {target['refId']}: an instant query has no exemplars"
 
 
-def _no_value(data: Data, _: Context) -> Iterator[str]:
+def _no_value(data: Data, _context: Context) -> Iterator[str]:
     for _, panel, _ in panels(data):
         text = panel["fieldConfig"]["defaults"].get("noValue")
         ratio = any(_RATIO.search(target.get("expr", "")) for target in panel["targets"])
@@ -191,7 +193,7 @@ def _thresholds(data: Data, context: Context) -> Iterator[str]:
             yield f"{panel['title']}: draws {sorted(drawn - wanted)}, the SLA says {sorted(wanted)}"
 
 
-def _links(data: Data, _: Context) -> Iterator[str]:
+def _links(data: Data, _context: Context) -> Iterator[str]:
     for _, panel, _ in panels(data):
         urls = [link["url"] for link in panel.get("links", ())]
         if panel["datasource"]["type"] == "prometheus" and not urls:
@@ -203,13 +205,13 @@ def _links(data: Data, _: Context) -> Iterator[str]:
             yield f"{panel['title']}: is explained by itself"
 
 
-def _rows_name_what_they_need(data: Data, _: Context) -> Iterator[str]:
+def _rows_name_what_they_need(data: Data, _context: Context) -> Iterator[str]:
     for panel in data["panels"]:
         if panel["type"] == "row" and panel["collapsed"] != panel["title"].endswith(")"):
             yield f"{panel['title']}: a row is collapsed if, and only if, its title says what it needs"
 
 
-def _shape(data: Data, _: Context) -> Iterator[str]:
+def _shape(data: Data, _context: Context) -> Iterator[str]:
     if data["schemaVersion"] != SCHEMA_VERSION:
         yield f"schemaVersion {data['schemaVersion']}"
     if "id" in data:

@@ -6,8 +6,8 @@ from typing import Any, Final
 import attrs
 from grafanalib import core
 
-from .fields import NO_UNIT, PLAIN, Step, mapping, override, thresholds
-from .targets import ELASTICSEARCH, JAEGER, PROMETHEUS, LogTarget, PromTarget, TraceTarget
+from .fields import NO_UNIT, PLAIN, Step, mapping, thresholds
+from .targets import PROMETHEUS, PromTarget
 
 NO_TRAFFIC: Final = "No traffic"
 NO_DATA: Final = "No data"
@@ -48,7 +48,7 @@ class ModernPanel(core.Panel):
 
     def to_json_data(self) -> dict[str, Any]:
         """Return the JSON: of the keys that grafanalib makes those that still mean something, and today's others."""
-        stock = self.panel_json({})
+        stock = self.panel_json({})  # type: ignore[no-untyped-call]
         kept = ("datasource", "description", "gridPos", "id", "links", "targets", "title", "transformations")
         defaults = {
             "color": self.color,
@@ -104,13 +104,19 @@ def timeseries(
     }
     legend = {"calcs": ["lastNotNull", "max"], "displayMode": "table", "placement": "bottom", "showLegend": True}
     return _prometheus(
-        "timeseries", title, question, targets, {"legend": legend, "tooltip": _TOOLTIP}, unit=unit, see=see, steps=steps,
-        lowest=lowest, highest=highest, color={"mode": "palette-classic"}, custom=custom, **more,
+        "timeseries", title, question, targets, {"legend": legend, "tooltip": _TOOLTIP}, unit=unit, see=see,
+        steps=steps, lowest=lowest, highest=highest, color={"mode": "palette-classic"}, custom=custom, **more,
     )  # fmt: skip
 
 
 def stat(
-    title: str, question: str, *targets: PromTarget, unit: str, see: str = "", steps: Sequence[Step] = PLAIN, **more: Any
+    title: str,
+    question: str,
+    *targets: PromTarget,
+    unit: str,
+    see: str = "",
+    steps: Sequence[Step] = PLAIN,
+    **more: Any,
 ) -> ModernPanel:
     """Return the last value in large; coloured only where it is judged."""
     options = {
@@ -127,7 +133,13 @@ def stat(
 
 
 def bars(
-    title: str, question: str, *targets: PromTarget, unit: str, see: str = "", steps: Sequence[Step] = PLAIN, **more: Any
+    title: str,
+    question: str,
+    *targets: PromTarget,
+    unit: str,
+    see: str = "",
+    steps: Sequence[Step] = PLAIN,
+    **more: Any,
 ) -> ModernPanel:
     """Return one bar per series, by its last value."""
     options = {
@@ -205,50 +217,19 @@ def history(
     )
 
 
-def node_graph(title: str, question: str, nodes: PromTarget, edges: PromTarget, *, see: str = "", **more: Any) -> ModernPanel:
+def node_graph(
+    title: str, question: str, nodes: PromTarget, edges: PromTarget, *, see: str = "", **more: Any
+) -> ModernPanel:
     """Return circles and lines between them; labels of the queries are the node graph's fields."""
     renamed = {"Value #A": "mainstat", "Value #B": "mainstat"}
-    organize = {"id": "organize", "options": {"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": renamed}}
+    organize = {
+        "id": "organize",
+        "options": {"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": renamed},
+    }
     more = {"width": 12, "height": 12, **more}
     return _prometheus(
-        "nodeGraph", title, question, (nodes, edges), {"edges": {}, "nodes": {}, "zoomMode": "cooperative"}, unit=NO_UNIT,
-        see=see, transformations=[organize], **more,
-    )  # fmt: skip
-
-
-def logs(title: str, question: str, lucene: str, **more: Any) -> ModernPanel:
-    """Return log lines that Elasticsearch finds."""
-    options = {
-        "dedupStrategy": "none",
-        "enableLogDetails": True,
-        "prettifyLogMessage": False,
-        "showCommonLabels": False,
-        "showLabels": False,
-        "showTime": True,
-        "sortOrder": "Descending",
-        "wrapLogMessage": True,
-    }
-    return ModernPanel(
-        title=title, description=question, kind="logs", dataSource=ELASTICSEARCH, targets=[LogTarget(expr=lucene)],
-        options=options, **{"width": 24, "height": 10, **more},
-    )  # fmt: skip
-
-
-def trace(title: str, question: str, trace_id: str, **more: Any) -> ModernPanel:
-    """Return the spans of one trace."""
-    return ModernPanel(
-        title=title, description=question, kind="traces", dataSource=JAEGER, targets=[TraceTarget(expr=trace_id)],
-        options={}, **{"width": 24, "height": 14, **more},
-    )  # fmt: skip
-
-
-def trace_search(title: str, question: str, service: str, tags: str, link: str, **more: Any) -> ModernPanel:
-    """Return a table of traces; `link` is where a trace id leads."""
-    linked = override("Trace ID", {"links": [{"title": "Show this trace", "url": link}]})
-    target = TraceTarget(service=service, tags=tags)
-    return ModernPanel(
-        title=title, description=question, kind="table", dataSource=JAEGER, targets=[target], overrides=[linked],
-        options={"cellHeight": "sm", "showHeader": True}, **{"width": 12, "height": 10, **more},
+        "nodeGraph", title, question, (nodes, edges), {"edges": {}, "nodes": {}, "zoomMode": "cooperative"},
+        unit=NO_UNIT, see=see, transformations=[organize], **more,
     )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from ..promql import without_macros
 
 # What a variable holds while everything is chosen.
 EVERYTHING: Final = {
-    "job": ".*", "instance": ".*", "server": ".*", "model": ".*", "gpu": ".*", "service": ".+", "slo": ".*", "trace_id": "",
+    "job": ".*", "instance": ".*", "server": ".*", "model": ".*", "gpu": ".*", "service": ".+", "slo": ".*",
+    "trace_id": "",
 }  # fmt: skip
 _LABEL_VALUES: Final = re.compile(r"label_values\((.+), (\w+)\)")
 
@@ -60,7 +61,9 @@ def queries(data: Mapping[str, Any]) -> Iterator[Query]:
 def other_queries(data: Mapping[str, Any]) -> Iterator[Query]:
     """Yield what variables and annotations ask Prometheus; of a variable the series whose labels it offers."""
     for one in data["annotations"]["list"]:
-        yield Query(data["uid"], "", f"annotation {one['name']}", "", "prometheus", one["expr"], instant=False, needs="")
+        yield Query(
+            data["uid"], "", f"annotation {one['name']}", "", "prometheus", one["expr"], instant=False, needs=""
+        )
     for one in data["templating"]["list"]:
         found = _LABEL_VALUES.fullmatch(one["definition"]) if one["type"] == "query" else None
         if found:

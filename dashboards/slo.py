@@ -5,8 +5,18 @@ from typing import Final
 from .alert_panels import alert_timeline, firing_alerts
 from .dashboard import Page
 from .fields import (
-    COUNT, GREEN, ORANGE, RATIO, RED, SECONDS, TIMES, YELLOW, above, below, to_dashboard,
-)  # fmt: skip
+    COUNT,
+    GREEN,
+    ORANGE,
+    RATIO,
+    RED,
+    SECONDS,
+    TIMES,
+    YELLOW,
+    above,
+    below,
+    to_dashboard,
+)
 from .latency import OF_PLUGIN, percentiles
 from .layout import Row
 from .limits import Limits
@@ -16,7 +26,13 @@ from .tables import Column, table
 from .targets import buckets, query
 from .variables import MODEL, SERVER, SERVICE, job, label_values
 
-_HEADINGS: Final = {"service": "Service", "slo": "Promise", "model_name": "Model", "server": "Server", "engine": "Engine"}
+_HEADINGS: Final = {
+    "service": "Service",
+    "slo": "Promise",
+    "model_name": "Model",
+    "server": "Server",
+    "engine": "Engine",
+}
 _SLO = label_values("slo", "Promise", 'slo:objective:ratio{service=~"$service"}')
 
 
@@ -55,41 +71,62 @@ def _budgets(limits: Limits) -> Row:
         (
             table(
                 "Promises",
-                f"Which promise is in danger? Kept is counted over the last hour, day and {window}; days left at the rate of "
-                "the last day. Little of the window was seen when the rules are new.",
+                "Which promise is in danger, and how long does its budget last at the rate of the last day? Little of "
+                f"the {window} was seen while the rules are new.",
                 {label: _HEADINGS.get(label, label) for label in _labels(limits)},
-                Column("Promised", f"{left} * 0 + on (service, slo) group_left () "
-                       "max by (service, slo) (slo:objective:ratio)", RATIO),
-                Column(f"Kept, {limits.long_windows[0]}",
-                       f"1 - max by ({by}) (slo:sli_error:ratio{limits.long_windows[0]})", RATIO),
+                Column(
+                    "Promised",
+                    f"{left} * 0 + on (service, slo) group_left () max by (service, slo) (slo:objective:ratio)",
+                    RATIO,
+                ),
+                Column(
+                    f"Kept, {limits.long_windows[0]}",
+                    f"1 - max by ({by}) (slo:sli_error:ratio{limits.long_windows[0]})",
+                    RATIO,
+                ),
                 Column(f"Kept, {day}", f"1 - max by ({by}) (slo:sli_error:ratio{day})", RATIO),
                 Column("Budget left", left, RATIO, ((None, RED), (0, ORANGE), (0.25, GREEN))),
-                Column(f"Burn rate, {limits.burn_windows[0]}", burn_rate(limits.burn_windows[0], by), TIMES,
-                       above(limits.tiers[0].factor, warn=1)),
+                Column(
+                    f"Burn rate, {limits.burn_windows[0]}",
+                    burn_rate(limits.burn_windows[0], by),
+                    TIMES,
+                    above(limits.tiers[0].factor, warn=1),
+                ),
                 Column("Lasts", f"{left} * {_seconds(limits)} / ({burn_rate(day, by)} > 0)", "dtdurations"),
                 Column(f"Bad events, {day}", f"sum by ({by}) (slo:sli_bad:increase{day})", COUNT),
                 Column("Window seen", f"max by ({by}) (slo:window_seen:ratio)", RATIO, below(0.1, warn=0.9)),
                 links={"Model": ("This model", to_dashboard("vitals-engine", model="${__data.fields.Model}"))},
-                no_value=NO_TRAFFIC, height=9,
+                no_value=NO_TRAFFIC,
+                height=9,
             ),
             timeseries(
-                "Budget left over time", "When was the budget spent: at once, or drop by drop?",
-                query(left, legend), unit=RATIO, lowest=None, highest=1,
-                steps=((None, GREEN), (0, RED)), no_value=NO_TRAFFIC, width=12,
+                "Budget left over time",
+                "When was the budget spent: at once, or drop by drop?",
+                query(left, legend),
+                unit=RATIO,
+                lowest=None,
+                highest=1,
+                steps=((None, GREEN), (0, RED)),
+                no_value=NO_TRAFFIC,
+                width=12,
             ),
             history(
-                "Burn rate, cell by cell", "In which hours was more than the allowed share bad?",
-                query(burn_rate(limits.long_windows[0], by), legend), unit=TIMES,
-                steps=((None, GREEN), (1, YELLOW), (limits.tiers[0].factor, RED)), no_value=NO_TRAFFIC, width=12,
+                "Burn rate, cell by cell",
+                "In which hours was more than the allowed share bad?",
+                query(burn_rate(limits.long_windows[0], by), legend),
+                unit=TIMES,
+                steps=((None, GREEN), (1, YELLOW), (limits.tiers[0].factor, RED)),
+                no_value=NO_TRAFFIC,
+                width=12,
             ),
         ),
         see="vitals-overview",
-    )  # fmt: skip
+    )
 
 
 def _seconds(limits: Limits) -> str:
-    fastest = limits.tiers[0]
-    return f"{fastest.factor * fastest.long / fastest.budget_share:.0f}"  # the SLA's window: share * window / long = factor
+    fastest = limits.tiers[0]  # factor = share of the budget x window / long window
+    return f"{fastest.factor * fastest.long / fastest.budget_share:.0f}"
 
 
 def _burning(limits: Limits) -> Row:
@@ -100,13 +137,17 @@ def _burning(limits: Limits) -> Row:
         panels.append(
             timeseries(
                 f"Burn rate, tier {tier.name}",
-                f"Are both windows above {tier.factor:g}? Then the tier fires: {tier.budget_share:.0%} of the budget would be "
-                f"gone within {long}.",
+                f"Are both windows above {tier.factor:g}? Then the tier fires: {tier.budget_share:.0%} of the "
+                f"budget would be gone within {long}.",
                 query(burn_rate(long, by), f"{legend} {long}"),
                 query(burn_rate(short, by), f"{legend} {short}"),
-                unit=TIMES, steps=above(tier.factor), no_value=NO_TRAFFIC, width=6, height=9,
+                unit=TIMES,
+                steps=above(tier.factor),
+                no_value=NO_TRAFFIC,
+                width=6,
+                height=9,
             )
-        )  # fmt: skip
+        )
     return Row("How fast are they spent?", tuple(panels), see="vitals-engine")
 
 
@@ -123,22 +164,31 @@ def _events(limits: Limits) -> Row:
         "How many events are behind it?",
         (
             timeseries(
-                f"Bad events per {hour}", "How many requests broke each promise?",
-                query(f"sum by ({by}) (slo:sli_bad:increase{hour})", legend), unit=COUNT, no_value=NO_TRAFFIC,
+                f"Bad events per {hour}",
+                "How many requests broke each promise?",
+                query(f"sum by ({by}) (slo:sli_bad:increase{hour})", legend),
+                unit=COUNT,
+                no_value=NO_TRAFFIC,
             ),
             timeseries(
-                f"Events per {hour}", "Out of how many? With few of them one bad request looks like a fire.",
-                query(f"sum by ({by}) (slo:sli_total:increase{hour})", legend), unit=COUNT, no_value=NO_TRAFFIC,
+                f"Events per {hour}",
+                "Out of how many? With few of them one bad request looks like a fire.",
+                query(f"sum by ({by}) (slo:sli_total:increase{hour})", legend),
+                unit=COUNT,
+                no_value=NO_TRAFFIC,
             ),
             timeseries(
-                "Goodput", "Which share of requests keeps TTFT and TPOT together? Without the plugin's page this is the "
+                "Goodput",
+                "Which share of requests keeps TTFT and TPOT together? Without the plugin's page this is the "
                 "best and the worst that vLLM's histograms allow.",
                 query(f'1 - max by ({by}) (slo:sli_error:ratio{hour}{{slo=~"goodput.*"}})', legend),
-                unit=RATIO, highest=1, no_value=NO_TRAFFIC,
+                unit=RATIO,
+                highest=1,
+                no_value=NO_TRAFFIC,
             ),
         ),
         see="vitals-requests",
-    )  # fmt: skip
+    )
 
 
 def _spread(limits: Limits) -> Row:
@@ -146,21 +196,37 @@ def _spread(limits: Limits) -> Row:
         "Which requests spend them?",
         (
             percentiles("Time to first token", "How far from the promise are the slow ones?", "ttft", limits, width=12),
-            percentiles("Time per output token", "How far from the promise are the slow ones?", "tpot", limits, width=12),
-            heatmap("Time to first token, spread", "Are all requests a bit slow, or a few very slow?",
-                    buckets("vllm:time_to_first_token_seconds"), unit=SECONDS),
-            heatmap("Time per output token, spread", "Are all answers a bit slow, or a few very slow?",
-                    buckets("vllm:request_time_per_output_token_seconds"), unit=SECONDS),
-            heatmap("Time to first token, with traces", "Which request was it? Each dot leads to its trace. From the plugin.",
-                    buckets(OF_PLUGIN["ttft"], exemplar=True), unit=SECONDS),
-            heatmap("Time per output token, with traces", "Which request was it? Each dot leads to its trace. From the plugin.",
-                    buckets(OF_PLUGIN["tpot"], exemplar=True), unit=SECONDS),
+            percentiles(
+                "Time per output token", "How far from the promise are the slow ones?", "tpot", limits, width=12
+            ),
+            heatmap(
+                "Time to first token, spread",
+                "Are all requests a bit slow, or a few very slow?",
+                buckets("vllm:time_to_first_token_seconds"),
+                unit=SECONDS,
+            ),
+            heatmap(
+                "Time per output token, spread",
+                "Are all answers a bit slow, or a few very slow?",
+                buckets("vllm:request_time_per_output_token_seconds"),
+                unit=SECONDS,
+            ),
+            heatmap(
+                "Time to first token, with traces",
+                "Which request was it? Each dot leads to its trace. From the plugin.",
+                buckets(OF_PLUGIN["ttft"], exemplar=True),
+                unit=SECONDS,
+            ),
+            heatmap(
+                "Time per output token, with traces",
+                "Which request was it? Each dot leads to its trace. From the plugin.",
+                buckets(OF_PLUGIN["tpot"], exemplar=True),
+                unit=SECONDS,
+            ),
         ),
         see="vitals-requests",
-    )  # fmt: skip
+    )
 
 
 def _alerts() -> Row:
     return Row("Who was told?", (firing_alerts(), alert_timeline()), see="vitals-pipeline")
-
-

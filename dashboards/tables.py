@@ -63,7 +63,14 @@ def table(
 
 
 def labels_table(
-    title: str, question: str, expr: str, labels: Mapping[str, str], hidden: Sequence[str], *, see: str = "", **more: Any
+    title: str,
+    question: str,
+    expr: str,
+    labels: Mapping[str, str],
+    hidden: Sequence[str],
+    *,
+    see: str = "",
+    **more: Any,
 ) -> ModernPanel:
     """Return a table of a series' labels, such as those of an info metric; its value says nothing."""
     organize = {
