@@ -3,6 +3,7 @@
 Works on plain data, so it judges what users import, not the code that made it.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 from ..alerts.buckets import HISTOGRAMS
-from ..promql import Schema, problems
+from ..promql import Schema, inferred_labels, problems, without_macros
 from .build import panels_of
 from .dashboard import SCHEMA_VERSION, TITLES
 from .latency import OF_PLUGIN
@@ -27,6 +28,9 @@ KINDS: Final = frozenset(
 _WINDOW: Final = re.compile(r"\[([^\]]+)\]")
 _RATIO: Final = re.compile(r"\)\s*/|histogram_quantile")
 _LINKED: Final = re.compile(r"/d/([\w-]+)")
+_LEGEND: Final = re.compile(r"\{\{(\w+)\}\}")
+_FIELD: Final = re.compile(r"__field\.labels\.(\w+)")
+_CELL: Final = re.compile(r"__data\.fields\.(\w+)")
 _GRID: Final = 24
 
 
@@ -205,6 +209,35 @@ def _links(data: Data, _context: Context) -> Iterator[str]:
             yield f"{panel['title']}: is explained by itself"
 
 
+def _names_of_labels(data: Data, context: Context) -> Iterator[str]:
+    """Legends, links and keys of tables name labels that the queries have."""
+    for _, panel, _ in panels(data):
+        if panel["datasource"]["type"] != "prometheus":
+            continue
+        text = json.dumps(panel)
+        headings = {name for one in panel.get("transformations", ()) for name in _renamed(one).values()}
+        for heading in {*_CELL.findall(text)} - headings:
+            yield f"{panel['title']}: a link reads the column {heading!r}, which is not there"
+        keys = {
+            name for one in panel.get("transformations", ()) for name in _renamed(one) if not name.startswith("Value")
+        }
+        linked = {*_FIELD.findall(text)}
+        for target in panel["targets"]:
+            expr = without_macros(target["expr"], EVERYTHING)
+            known = inferred_labels(expr, context.known) | (
+                {"le"} if target.get("format") == "heatmap" else frozenset()
+            )
+            named = {*_LEGEND.findall(target["legendFormat"])} | linked
+            named |= keys if target.get("format") == "table" else set()
+            for label in sorted(named - known):
+                yield f"{panel['title']}: {target['refId']}: names the label {label!r}, which the query has not"
+
+
+def _renamed(transformation: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = transformation["options"].get("renameByName", {})
+    return found
+
+
 def _rows_name_what_they_need(data: Data, _context: Context) -> Iterator[str]:
     for panel in data["panels"]:
         if panel["type"] == "row" and panel["collapsed"] != panel["title"].endswith(")"):
@@ -224,7 +257,7 @@ def _shape(data: Data, _context: Context) -> Iterator[str]:
 RULES: Final[tuple[Callable[[Data, Context], Iterator[str]], ...]] = (
     _datasource_variable, _job_and_place_variables, _variables_reload_on_time_change, _datasources_are_variables,
     _titles_and_descriptions, _units, _targets, _promql, _windows, _variables_reach_every_query, _uneditable, _kinds,
-    _duplicates, _grid, _exemplars, _no_value, _thresholds, _links, _rows_name_what_they_need, _shape,
+    _duplicates, _grid, _exemplars, _no_value, _thresholds, _links, _names_of_labels, _rows_name_what_they_need, _shape,
 )  # fmt: skip
 
 

@@ -291,6 +291,7 @@ def _plugin() -> Row:
                 height=6,
             ),
         ),
+        needs="tracing plugin",
         see="vitals-requests",
     )
 

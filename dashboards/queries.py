@@ -26,6 +26,7 @@ class Query(NamedTuple):
         expression: as Grafana has it, with macros and variables.
         instant: asked for one point in time, not for a range.
         needs: without which it finds nothing, such as a flag of vLLM; empty for nothing.
+        no_value: what the panel says where nothing is found.
     """
 
     dashboard: str
@@ -36,6 +37,7 @@ class Query(NamedTuple):
     expression: str
     instant: bool
     needs: str
+    no_value: str
 
     def runnable(self, variables: Mapping[str, str] = EVERYTHING) -> str:
         """Return what Prometheus would get, with variables chosen as given and windows of five minutes."""
@@ -55,20 +57,22 @@ def queries(data: Mapping[str, Any]) -> Iterator[Query]:
                 target.get("expr", target.get("query", "")),
                 bool(target.get("instant")),
                 needs,
+                panel["fieldConfig"]["defaults"]["noValue"],
             )
 
 
 def other_queries(data: Mapping[str, Any]) -> Iterator[Query]:
     """Yield what variables and annotations ask Prometheus; of a variable the series whose labels it offers."""
+
+    def asked(what: str, expression: str, *, instant: bool) -> Query:
+        return Query(data["uid"], "", what, "", "prometheus", expression, instant, "", "")
+
     for one in data["annotations"]["list"]:
-        yield Query(
-            data["uid"], "", f"annotation {one['name']}", "", "prometheus", one["expr"], instant=False, needs=""
-        )
+        yield asked(f"annotation {one['name']}", one["expr"], instant=False)
     for one in data["templating"]["list"]:
         found = _LABEL_VALUES.fullmatch(one["definition"]) if one["type"] == "query" else None
         if found:
-            counted = f"count by ({found[2]}) ({found[1]})"
-            yield Query(data["uid"], "", f"variable {one['name']}", "", "prometheus", counted, instant=True, needs="")
+            yield asked(f"variable {one['name']}", f"count by ({found[2]}) ({found[1]})", instant=True)
 
 
 def panels(data: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

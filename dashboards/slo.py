@@ -42,7 +42,7 @@ def page(limits: Limits) -> Page:
         "vitals-slo",
         "Are the promises of the SLA kept, how fast are their error budgets spent, and which requests spend them?",
         (SERVICE, _SLO, job("vllm:num_requests_running"), SERVER, MODEL),
-        (_budgets(limits), _burning(limits), _events(limits), _spread(limits), _alerts()),
+        (_budgets(limits), _burning(limits), _events(limits), _spread(limits), _traces(), _alerts()),
         hours=6,
     )
 
@@ -211,19 +211,29 @@ def _spread(limits: Limits) -> Row:
                 buckets("vllm:request_time_per_output_token_seconds"),
                 unit=SECONDS,
             ),
+        ),
+        see="vitals-requests",
+    )
+
+
+def _traces() -> Row:
+    return Row(
+        "Which request was it?",
+        (
             heatmap(
                 "Time to first token, with traces",
-                "Which request was it? Each dot leads to its trace. From the plugin.",
+                "Which request was late? Each dot is one and leads to its trace.",
                 buckets(OF_PLUGIN["ttft"], exemplar=True),
                 unit=SECONDS,
             ),
             heatmap(
                 "Time per output token, with traces",
-                "Which request was it? Each dot leads to its trace. From the plugin.",
+                "Which answer was slow? Each dot is one and leads to its trace.",
                 buckets(OF_PLUGIN["tpot"], exemplar=True),
                 unit=SECONDS,
             ),
         ),
+        needs="tracing plugin",
         see="vitals-requests",
     )
 
