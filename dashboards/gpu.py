@@ -491,6 +491,11 @@ def _health(limits: Limits) -> Row:
                 "Which errors came last, on which GPU?",
                 {"instance": "Node", "gpu": "GPU", "xid": "XID"},
                 Column("Last", f"max by ({_GPU}, xid) (nvidia_gpu_xid_last_timestamp_seconds) * 1000", SINCE),
+                Column(
+                    "Repeated in this time",  # the first of a kind brings its series with it, which is no increase
+                    f"sum by ({_GPU}, xid) (increase(nvidia_gpu_xid_errors_total[$__range]))",
+                    COUNT,
+                ),
                 width=12,
                 no_value="No XID events",
             ),

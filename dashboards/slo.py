@@ -35,6 +35,8 @@ _HEADINGS: Final = {
 }
 _SLO = label_values("slo", "Promise", 'slo:objective:ratio{service=~"$service"}')
 
+_TO_MODEL: Final = ("This model", to_dashboard("vitals-engine", model="${__data.fields.Model}"))
+
 
 def page(limits: Limits) -> Page:
     """Return the dashboard."""
@@ -95,7 +97,7 @@ def _budgets(limits: Limits) -> Row:
                 Column("Lasts", f"{left} * {_seconds(limits)} / ({burn_rate(day, by)} > 0)", "dtdurations"),
                 Column(f"Bad events, {day}", f"sum by ({by}) (slo:sli_bad:increase{day})", COUNT),
                 Column("Window seen", f"max by ({by}) (slo:window_seen:ratio)", RATIO, below(0.1, warn=0.9)),
-                links={"Model": ("This model", to_dashboard("vitals-engine", model="${__data.fields.Model}"))},
+                links={"Model": _TO_MODEL} if "model_name" in limits.kept else {},
                 no_value=NO_TRAFFIC,
                 height=9,
             ),
