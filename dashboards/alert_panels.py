@@ -18,7 +18,6 @@ _SHOWN: Final = {
     "gpu": "GPU",
     "instance": "Node",
 }
-_HIDDEN: Final = ("alertstate", "indicator", "job", "long_window", "owner", "uuid")
 _NOTHING: Final = "Nothing fires"
 
 
@@ -29,7 +28,6 @@ def firing_alerts(**more: Any) -> ModernPanel:
         "Who was told of what, and how loud?",
         'ALERTS{alertstate="firing"}',
         _SHOWN,
-        _HIDDEN,
         **{"no_value": _NOTHING, "height": 6, "unit": NO_UNIT, **more},
     )
     link = data_link("What happened to this promise", to_dashboard("vitals-slo", service="${__data.fields.Service}"))

@@ -377,7 +377,6 @@ def _cache(limits: Limits) -> Row:
                     "enable_prefix_caching": "Prefix caching",
                     "kv_cache_size_tokens": "Tokens",
                 },
-                ("job", "instance"),
                 width=8,
             ),
         ),
@@ -549,7 +548,6 @@ def _lora() -> Row:
                     "waiting_lora_adapters": "Waiting",
                     "max_lora": "Slots",
                 },
-                ("job", "instance"),
                 width=16,
             ),
             timeseries(

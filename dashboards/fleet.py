@@ -214,7 +214,7 @@ def _odd_gpus(limits: Limits) -> Row:
             _worst(
                 "Idle GPUs of busy servers",
                 "Which servers have work and leave their GPUs idle?",
-                f"(1 - {busy}) and on (server) sum by (server) (vllm:num_requests_running) > 0",
+                f"clamp_min(1 - {busy}, 0) and on (server) sum by (server) (vllm:num_requests_running) > 0",
                 "{{server}}",
                 RATIO,
                 data_links=[_TO_ENGINE],
@@ -428,7 +428,6 @@ def _inventory() -> Row:
                 "Where does each server lie, and who named it?",
                 "vllm_vitals_server_info",
                 {"server": "Server", "kind": "Kind", "url": "Address", "origin": "Named by", "instance": "Node"},
-                ("job",),
                 width=6,
             ),
             table(

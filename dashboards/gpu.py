@@ -36,6 +36,7 @@ _GPU = "instance, gpu"
 _LEGEND = "{{instance}} GPU {{gpu}}"
 _KEYS = "job, instance, gpu, uuid"
 _NO_SUPPORT = "Not supported"
+_NOT_HELD = "Nothing holds the clocks down"
 # One per engine and GPU; several engines on one GPU each get the whole GPU, which is what they share.
 _PLACED = f"group by ({_KEYS}, server, model_name) (vllm_vitals_engine_gpu_info)"
 _BUSY = f"sum by ({_KEYS}) ({rate('nvidia_gpu_busy_seconds_total')})"
@@ -327,8 +328,8 @@ def _power(limits: Limits) -> Row:
             ),
             timeseries(
                 "Power limits",
-                "Did somebody change what the GPUs may draw?",
-                query(f"max by ({_GPU}, kind) (nvidia_gpu_power_limit_watts)", f"{_LEGEND} {{{{kind}}}}"),
+                "Did somebody change what the GPUs may draw? The lowest limit of each node.",
+                query("min by (instance, kind) (nvidia_gpu_power_limit_watts)", "{{instance}} {{kind}}"),
                 unit=WATTS,
             ),
             timeseries(
@@ -425,20 +426,18 @@ def _throttling(limits: Limits) -> Row:
                 "Time held down, by reason",
                 "For which share of the time did each reason hold the clocks down?",
                 query(
-                    f"max by ({_GPU}, reason) ({rate('nvidia_gpu_throttle_seconds_total')})",
+                    f"max by ({_GPU}, reason) ({rate('nvidia_gpu_throttle_seconds_total')}) > 0",
                     f"{_LEGEND} {{{{reason}}}}",
                 ),
                 unit=RATIO,
+                no_value=_NOT_HELD,
                 width=12,
                 height=10,
             ),
             timeseries(
                 "Held down for a reason that costs speed",
-                "Heat, a power brake, the board or the link: who should look?",
-                query(
-                    f"max by ({_GPU}, reason) ({rate('nvidia_gpu_throttle_seconds_total', HARMFUL)})",
-                    f"{_LEGEND} {{{{reason}}}}",
-                ),
+                "Heat, a power brake, the board: should somebody look? The worst reason of each GPU.",
+                query(f"max by ({_GPU}) ({rate('nvidia_gpu_throttle_seconds_total', HARMFUL)})", _LEGEND),
                 unit=RATIO,
                 width=12,
                 height=10,
@@ -451,7 +450,7 @@ def _throttling(limits: Limits) -> Row:
                 states={"1": ("held down", ORANGE)},
                 width=24,
                 height=10,
-                no_value="Nothing holds the clocks down",
+                no_value=_NOT_HELD,
             ),
         ),
         see="vitals-fleet",
@@ -492,8 +491,8 @@ def _health(limits: Limits) -> Row:
                 {"instance": "Node", "gpu": "GPU", "xid": "XID"},
                 Column("Last", f"max by ({_GPU}, xid) (nvidia_gpu_xid_last_timestamp_seconds) * 1000", SINCE),
                 Column(
-                    "Repeated in this time",  # the first of a kind brings its series with it, which is no increase
-                    f"sum by ({_GPU}, xid) (increase(nvidia_gpu_xid_errors_total[$__range]))",
+                    "In this time",  # known codes are on the page with 0 from the start; any other's first is not seen
+                    f"sum by ({_GPU}, xid) (increase(nvidia_gpu_xid_errors_total[$__range])) > 0",
                     COUNT,
                 ),
                 width=12,
@@ -629,7 +628,6 @@ def _inventory() -> Row:
                     "vbios": "VBIOS",
                     "mig_mode": "MIG",
                 },
-                ("job",),
                 width=16,
             ),
             labels_table(
@@ -637,7 +635,6 @@ def _inventory() -> Row:
                 "Do all nodes run the same driver?",
                 "vllm_vitals_nvml_info",
                 {"instance": "Node", "driver_version": "Driver", "nvml_version": "NVML", "cuda_version": "CUDA"},
-                ("job",),
                 width=8,
             ),
             timeseries(
@@ -680,7 +677,6 @@ def _mig() -> Row:
                     "gpu_instance": "GPU instance",
                     "compute_instance": "Compute instance",
                 },
-                ("job", "uuid"),
                 width=12,
             ),
             timeseries(

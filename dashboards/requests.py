@@ -5,13 +5,13 @@ from .fields import COUNT, PER_SECOND, RATIO, REQUESTS_PER_SECOND, SECONDS, TOKE
 from .latency import OF_PLUGIN, percentiles
 from .layout import Row
 from .limits import Limits
-from .panels import NO_TRAFFIC, ModernPanel, heatmap, stat, timeseries
+from .panels import ModernPanel, heatmap, stat, timeseries
 from .targets import buckets, mean, now, quantile, query, rate, ratio, total
 from .trace_panels import logs, trace, trace_search
 from .variables import TextVar, datasource, job, label_values
 
 _PHASES = ("ingress", "queue", "prefill", "decode")
-_NEEDS = "The tracing plugin counts this."
+_NOTHING = "No traffic, or no tracing plugin"
 _ALL, _GOOD = "vllm_vitals_requests_total", "vllm_vitals_requests_good_total"
 # As goodput counts: a caller who gave up or asked for nonsense breaks no promise.
 _OURS = 'outcome=~"ok|server_error|rejected"'
@@ -42,18 +42,18 @@ def _outcomes() -> Row:
         (
             timeseries(
                 "Requests by outcome",
-                f"Which were answered, refused, failed or given up? {_NEEDS}",
+                "Which were answered, refused, failed or given up? The tracing plugin counts this.",
                 query(total("outcome", _ALL), "{{outcome}}"),
                 unit=REQUESTS_PER_SECOND,
                 stacked=True,
-                no_value=NO_TRAFFIC,
+                no_value=_NOTHING,
             ),
             timeseries(
                 "Given up by callers",
                 "Which share was aborted or hung up on? vLLM itself does not count them.",
                 query(ratio(rate(_ALL, 'outcome=~"aborted|disconnected"'), rate(_ALL), "model_name"), "{{model_name}}"),
                 unit=RATIO,
-                no_value=NO_TRAFFIC,
+                no_value=_NOTHING,
             ),
             timeseries(
                 "Failed or rejected",
@@ -62,7 +62,7 @@ def _outcomes() -> Row:
                     ratio(rate(_ALL, 'outcome=~"server_error|rejected"'), rate(_ALL), "model_name"), "{{model_name}}"
                 ),
                 unit=RATIO,
-                no_value=NO_TRAFFIC,
+                no_value=_NOTHING,
             ),
             stat(
                 "Errors that end an engine",
@@ -109,14 +109,14 @@ def _goodput() -> Row:
                 query(ratio(rate(_GOOD), rate(_ALL, _OURS), "model_name"), "{{model_name}}"),
                 unit=RATIO,
                 highest=1,
-                no_value=NO_TRAFFIC,
+                no_value=_NOTHING,
             ),
             timeseries(
                 "Good requests",
                 "How many good requests per second are served?",
                 query(total("model_name", _GOOD), "{{model_name}}"),
                 unit=REQUESTS_PER_SECOND,
-                no_value=NO_TRAFFIC,
+                no_value=_NOTHING,
             ),
             timeseries(
                 "What slow ones missed",
@@ -124,7 +124,7 @@ def _goodput() -> Row:
                 query(total("missed", "vllm_vitals_requests_slow_total"), "{{missed}}"),
                 unit=REQUESTS_PER_SECOND,
                 stacked=True,
-                no_value=NO_TRAFFIC,
+                no_value=_NOTHING,
                 width=4,
             ),
             stat(
@@ -152,7 +152,7 @@ def _time() -> Row:
                 *(query(mean(f"vllm_vitals_request_{name}_seconds"), name) for name in _PHASES),
                 unit=SECONDS,
                 stacked=True,
-                no_value=NO_TRAFFIC,
+                no_value=_NOTHING,
             ),
             timeseries(
                 "Share of time by phase",
@@ -161,7 +161,7 @@ def _time() -> Row:
                 unit=RATIO,
                 stacked=True,
                 highest=1,
-                no_value=NO_TRAFFIC,
+                no_value=_NOTHING,
             ),
             timeseries(
                 "Time lain preempted",
@@ -180,7 +180,7 @@ def _time() -> Row:
                         for share in (0.5, 0.95, 0.99)
                     ),
                     unit=SECONDS,
-                    no_value=NO_TRAFFIC,
+                    no_value=_NOTHING,
                 )
                 for name, question in (
                     (
@@ -290,7 +290,7 @@ def _tokens() -> Row:
                 ),
                 unit=RATIO,
                 highest=1,
-                no_value=NO_TRAFFIC,
+                no_value=_NOTHING,
                 width=6,
             ),
         ),

@@ -94,7 +94,9 @@ def _budgets(limits: Limits) -> Row:
                     TIMES,
                     above(limits.tiers[0].factor, warn=1),
                 ),
-                Column("Lasts", f"{left} * {_seconds(limits)} / ({burn_rate(day, by)} > 0)", "dtdurations"),
+                Column(
+                    "Lasts", f"clamp_min({left}, 0) * {_seconds(limits)} / ({burn_rate(day, by)} > 0)", "dtdurations"
+                ),
                 Column(f"Bad events, {day}", f"sum by ({by}) (slo:sli_bad:increase{day})", COUNT),
                 Column("Window seen", f"max by ({by}) (slo:window_seen:ratio)", RATIO, below(0.1, warn=0.9)),
                 links={"Model": _TO_MODEL} if "model_name" in limits.kept else {},

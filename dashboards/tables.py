@@ -1,6 +1,6 @@
 """Tables: one row per thing, one column per query, joined by the labels that the queries share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .fields import PLAIN, Step, data_link, override, thresholds
@@ -49,36 +49,32 @@ def table(
         more: fields of the panel.
     """
     one = len(columns) == 1
-    values = {"Value" if one else f"Value #{chr(65 + index)}": one_.heading for index, one_ in enumerate(columns)}
-    order = {name: index for index, name in enumerate([*keys, *values])}
-    organize = {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": {**keys, **values}}
-    overrides = [override(one_.heading, _look(one_)) for one_ in columns]
+    values = {"Value" if one else f"Value #{chr(65 + index)}": each.heading for index, each in enumerate(columns)}
+    organize = {
+        "excludeByName": {"Time": True},
+        "indexByName": _order([*keys, *values]),
+        "renameByName": {**keys, **values},
+    }
+    overrides = [override(each.heading, _look(each)) for each in columns]
     overrides += [
         override(heading, {"links": [data_link(text, url)]}) for heading, (text, url) in (links or {}).items()
     ]
-    return _table(
-        title, question, [column(one_.expr) for one_ in columns], organize, overrides, see=see, sort=sort,
-        merge=not one, **more,
-    )  # fmt: skip
+    merge: list[dict[str, Any]] = [] if one else [{"id": "merge", "options": {}}]
+    targets = [column(each.expr) for each in columns]
+    return _table(title, question, targets, merge, organize, overrides, see=see, sort=sort, **more)
 
 
 def labels_table(
-    title: str,
-    question: str,
-    expr: str,
-    labels: Mapping[str, str],
-    hidden: Sequence[str],
-    *,
-    see: str = "",
-    **more: Any,
+    title: str, question: str, expr: str, labels: Mapping[str, str], *, see: str = "", **more: Any
 ) -> ModernPanel:
-    """Return a table of a series' labels, such as those of an info metric; its value says nothing."""
-    organize = {
-        "excludeByName": dict.fromkeys(("Time", "Value", "__name__", *hidden), True),
-        "indexByName": {label: index for index, label in enumerate(labels)},
-        "renameByName": dict(labels),
-    }
-    return _table(title, question, [column(expr)], organize, [], see=see, sort="", merge=False, **more)
+    """Return a table of some of a series' labels, such as those of an info metric; its value says nothing."""
+    chosen = {"id": "filterFieldsByName", "options": {"include": {"names": [*labels]}}}
+    organize = {"excludeByName": {}, "indexByName": _order(labels), "renameByName": dict(labels)}
+    return _table(title, question, [column(expr)], [chosen], organize, [], see=see, sort="", **more)
+
+
+def _order(names: Iterable[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(names)}
 
 
 def _look(one: Column) -> dict[str, Any]:
@@ -96,21 +92,20 @@ def _table(
     title: str,
     question: str,
     targets: list[Any],
+    first: list[dict[str, Any]],
     organize: Mapping[str, Any],
     overrides: list[dict[str, Any]],
     *,
     see: str,
     sort: str,
-    merge: bool,
     **more: Any,
 ) -> ModernPanel:
-    transformations: list[dict[str, Any]] = [{"id": "merge", "options": {}}] if merge else []
     return ModernPanel(
         title=title, description=question, kind="table", dataSource=PROMETHEUS, targets=targets, see=see,
         options={
             "cellHeight": "sm", "showHeader": True, "sortBy": [{"displayName": sort, "desc": True}] if sort else [],
         },
         custom={"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True, "inspect": False},
-        transformations=[*transformations, {"id": "organize", "options": organize}],
+        transformations=[*first, {"id": "organize", "options": organize}],
         overrides=overrides, **{"width": 24, "height": 8, **more},
     )  # fmt: skip
