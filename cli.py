@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from . import __version__
+from .alerts.command import add_rules
 from .config import OPTIONS, Settings, load, unknown_variables
+from .dashboards.command import add_dashboards
 from .demo.scenes import SCENES, Scene
 from .scalars import ConfigError
 
@@ -49,21 +51,6 @@ _EXAMPLES: Final = {
   vllm-vitals audit verify --key-file audit.key --expect 1204:9f86d0... /var/log/vllm/audit.jsonl
 
 The last line of the output is `head SEQ:HASH`. Noted in another place, it is what finds a truncated end (--expect).""",
-    "dashboards": """example:
-  vllm-vitals dashboards push --help""",
-    "dashboards build": """examples:
-  vllm-vitals dashboards build                               in a checkout: writes dashboards/json again
-  vllm-vitals dashboards build --sla sla.yaml --out grafana  with your own promises as lines and colours
-  vllm-vitals dashboards build --for-import publish          asks for data sources when it is imported""",
-    "dashboards check": """examples:
-  vllm-vitals dashboards check
-  vllm-vitals dashboards check --sla sla.yaml --dir grafana
-  vllm-vitals dashboards check --prometheus http://127.0.0.1:9090    also lists queries that find nothing""",
-    "dashboards push": """examples:
-  vllm-vitals dashboards push --grafana http://127.0.0.1:3000 --token-file grafana.token
-  GRAFANA_TOKEN=glsa_... vllm-vitals dashboards push --grafana https://grafana.example.org --sla sla.yaml
-
-The token is one of a service account of the role Editor.""",
     "version": """example:
   vllm-vitals version""",
 }
@@ -166,42 +153,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--expect", metavar="SEQ:HASH", help="a head noted earlier, which must still be there")
     check.add_argument("files", type=Path, nargs="+", metavar="FILE", help="rotated ones, too, in any order")
 
-    _add_dashboards(command("dashboards", _no_part, "build, check and install the Grafana dashboards"))
-
+    add_rules(commands)
+    add_dashboards(commands)
     command("version", _version, "print the versions of this package, Python and NVML's binding")
     return parser
-
-
-def _add_dashboards(parser: argparse.ArgumentParser) -> None:
-    parts = parser.add_subparsers(dest="part", metavar="COMMAND", required=True)
-
-    def part(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
-        sub = parts.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=_EXAMPLES[f"dashboards {name}"],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        sub.set_defaults(run=run)
-        sub.add_argument("--sla", type=Path, metavar="FILE", help="promises and limits to draw (default: ours)")
-        return sub
-
-    build = part("build", _dashboards_build, "write the dashboards as JSON that any Grafana from 10.4 on imports")
-    build.add_argument("--out", type=Path, metavar="DIR", help="where to (default in a checkout: dashboards/json)")
-    build.add_argument("--for-import", type=Path, metavar="DIR", help="also a form that asks for its data sources")
-
-    check = part("check", _dashboards_check, "find queries that can find nothing, broken rules, and files that differ")
-    check.add_argument("--dir", type=Path, metavar="DIR", help="files to compare (default without --sla: ours)")
-    check.add_argument("--prometheus", metavar="URL", help="run every query there and list those without series")
-    check.add_argument("--timeout", type=_positive, default=10, metavar="SECONDS", help="per query (default 10)")
-
-    push = part("push", _dashboards_push, "save the dashboards in a Grafana, in a folder of their own")
-    push.add_argument("--grafana", required=True, metavar="URL", help="address of Grafana, with its sub-path")
-    push.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token (default: $GRAFANA_TOKEN)")
-    push.add_argument("--folder", metavar="UID", help="save in this folder (default: vllm-vitals)")
-    push.add_argument("--timeout", type=_positive, default=10, metavar="SECONDS", help="per call (default 10)")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -336,28 +291,6 @@ def _audit(options: argparse.Namespace) -> int:
             print(f"first seq {report.first.seq}\nhead {report.head}")
         intact = intact and report.intact
     return 0 if intact else 1
-
-
-def _no_part(_: argparse.Namespace) -> int:
-    return 2
-
-
-def _dashboards_build(options: argparse.Namespace) -> int:
-    from .dashboards.commands import build  # noqa: PLC0415
-
-    return build(options.sla, options.out, options.for_import)
-
-
-def _dashboards_check(options: argparse.Namespace) -> int:
-    from .dashboards.commands import check  # noqa: PLC0415
-
-    return check(options.sla, options.dir, options.prometheus, options.timeout)
-
-
-def _dashboards_push(options: argparse.Namespace) -> int:
-    from .dashboards.commands import push  # noqa: PLC0415
-
-    return push(options.grafana, options.token_file, options.sla, options.folder, options.timeout)
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
@@ -60,7 +61,7 @@ class Address:
 
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
 _BCRYPT_HASH: Final = re.compile(r"\$2[abxy]\$[0-3][0-9]\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_UNITS: Final = {"ms": "0.001", "s": "1", "m": "60", "h": "3600", "d": "86400", None: "1"}
 _BOOLEANS: Final = {
     "true": True,
     "yes": True,
@@ -94,7 +95,8 @@ def _read_duration(text: str) -> Seconds:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError
-    return Seconds(float(match[1]) * _UNITS[match[2]])
+    # Decimal: 51ms is 0.051, which a bucket is called by, and not 0.051000000000000004.
+    return Seconds(float(Decimal(match[1]) * Decimal(_UNITS[match[2]])))
 
 
 def _read_ratio(text: str) -> Ratio:

@@ -94,7 +94,7 @@ def check_distinct(items: tuple[Any, ...], places: list[str]) -> None:
             return
         value = getattr(item, name)
         if value in seen:
-            raise ConfigError(f"{place}: expected different names, found {value!r} twice; name them: NAME=URL")
+            raise ConfigError(f"{place}: expected different names, found {value!r} twice: give each its own")
         seen.add(value)
 
 

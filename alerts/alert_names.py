@@ -36,6 +36,7 @@ ALERTS: Final = (
     AlertName("VLLMQueueLong", "limit", "queue_length", "Many requests wait for an engine."),
     AlertName("VLLMKVCacheFull", "limit", "kv_cache", "An engine's KV cache is nearly full."),
     AlertName("VLLMPreemptionsHigh", "limit", "preemptions", "An engine preempts many sequences."),
+    AlertName("VLLMModelDown", "event", "model_down", "No server of a model answers."),
     AlertName("VLLMServerDown", "event", "server_down", "A server's metrics do not come."),
     AlertName("VLLMNoServers", "event", "no_servers", "No server of the service is known to Prometheus."),
     AlertName("VLLMEngineUnhealthy", "event", "engine_unhealthy", "A server says that its engine is dead."),

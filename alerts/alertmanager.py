@@ -11,6 +11,7 @@ _ENGINE_SYMPTOMS: Final = (
     "VLLM.*BudgetBurn|VLLMThroughputLow|VLLMQueueLong|VLLMKVCacheFull|VLLMPreemptionsHigh|VLLMEngineStalled|"
     "VLLMMetricsDark|VLLMBucketMissing|VLLMEngineUnhealthy"
 )
+_LATE: Final = "VLLM(TTFT|TPOT|ITL|E2E|Queue|Goodput)BudgetBurn"
 
 
 def alertmanager_yaml(sla: Sla) -> str:
@@ -18,7 +19,7 @@ def alertmanager_yaml(sla: Sla) -> str:
     return HEADER + dump(
         {
             "route": _route(sla),
-            "inhibit_rules": [*_tiers(), *_causes()],
+            "inhibit_rules": [*_tiers(sla), *_causes()],
             "time_intervals": [_outside(sla.business_hours)],
             "receivers": [_receiver(name, receiver) for name, receiver in sla.receivers.items()],
         }
@@ -26,33 +27,34 @@ def alertmanager_yaml(sla: Sla) -> str:
 
 
 def _route(sla: Sla) -> dict[str, Any]:
+    in_hours_only = {
+        "matchers": ['severity="page"', 'hours="business"'],
+        "mute_time_intervals": ["outside-business-hours"],
+    }
     own = [
-        {"matchers": [f'receiver="{name}"'], "receiver": name, "continue": False}
+        {"matchers": [f'receiver="{name}"'], "receiver": name, "routes": [in_hours_only]}
         for name in sla.receivers
         if name not in {"page", "ticket"}
     ]
     return {
         "receiver": "ticket",
-        "group_by": ["service", "slo", "alertname"],
+        # One notification per promise; what happens to a service or a machine comes as one, too.
+        "group_by": ["service", "slo"],
         "group_wait": "30s",
         "group_interval": "5m",
         "repeat_interval": "4h",
         "routes": [
             *own,
-            {
-                "matchers": ['severity="page"', 'hours="business"'],
-                "receiver": "page",
-                "repeat_interval": "1h",
-                "mute_time_intervals": ["outside-business-hours"],
-            },
-            {"matchers": ['severity="page"'], "receiver": "page", "repeat_interval": "1h"},
+            {"matchers": ['severity="page"'], "receiver": "page", "repeat_interval": "1h", "routes": [in_hours_only]},
         ],
     }
 
 
-def _tiers() -> list[dict[str, Any]]:
-    """Return the inhibition of slower tiers by faster ones of the same promise and model."""
-    same = ["service", "slo", "model_name", "server", "instance"]
+def _tiers(sla: Sla) -> list[dict[str, Any]]:
+    """Return the inhibition of slower tiers by faster ones of the same promise and what has a budget of its own."""
+    own = {label for service in sla.services for _, objective in service.objectives for label in objective.by or ()}
+    own |= {label for service in sla.services for label in service.by}
+    same = ["service", "slo", *sorted(own)]
     order = ("fast", "medium", "slow", "trickle")
     return [
         {
@@ -72,16 +74,22 @@ def _causes() -> list[dict[str, Any]]:
             "target_matchers": [f'alertname=~"{_ENGINE_SYMPTOMS}|VLLMServerDown"'],
             "equal": ["service"],
         },
+        # A lost model explains its late answers; what is counted over several models is watched on.
+        {
+            "source_matchers": ['alertname="VLLMModelDown"'],
+            "target_matchers": [f'alertname=~"{_LATE}|VLLMThroughputLow"', 'model_name!=""'],
+            "equal": ["service", "model_name"],
+        },
         {
             "source_matchers": ['alertname=~"VLLMServerDown|VLLMEngineUnhealthy"'],
             "target_matchers": [f'alertname=~"{_ENGINE_SYMPTOMS}"', 'alertname!~".*BudgetBurn|VLLMEngineUnhealthy"'],
             "equal": ["service", "server", "instance"],
         },
-        # A lost engine explains its own late answers; where several share a budget, the others are still watched.
+        # The same for a lost engine with a budget of its own.
         *(
             {
                 "source_matchers": ['alertname=~"VLLMServerDown|VLLMEngineUnhealthy|VLLMEngineStalled"'],
-                "target_matchers": ['alertname=~"VLLM(TTFT|TPOT|ITL|E2E|Queue|Goodput)BudgetBurn"', f'{label}!=""'],
+                "target_matchers": [f'alertname=~"{_LATE}"', f'{label}!=""'],
                 "equal": ["service", label],
             }
             for label in ("server", "instance")

@@ -18,6 +18,10 @@ _MINUTE: Final = 60.0
 # (sw_power_cap) does what it was bought for; idle clocks and a user's own settings are nobody's fault.
 _HARMFUL: Final = 'reason=~"hw_thermal|sw_thermal|hw_power_brake|board_limit|reliability"'
 _FATAL_XIDS: Final = "|".join(str(code) for code in sorted(CRITICAL_XIDS))
+_WHERE: Final = (
+    "{{ with $labels.model_name }}: {{ . }}{{ end }}{{ with $labels.server }}: {{ . }}{{ end }}"
+    "{{ with $labels.gpu }}: GPU {{ . }} on {{ $labels.instance }}{{ end }}"
+)
 # Said in the alert itself, since a join in its condition would lose GPUs without an engine.
 _ENGINES: Final = (
     '{{ range printf "vllm_vitals_engine_gpu_info{uuid=%q}" $labels.uuid | query }}'
@@ -66,8 +70,7 @@ class _Maker:
         """Return an alert."""
         labels = {"severity": severity, **self._labels, **more}
         annotations = {
-            "summary": BY_NAME[name].meaning.rstrip(".") + "{{ with $labels.server }}: {{ . }}{{ end }}"
-            "{{ with $labels.gpu }}: GPU {{ . }} on {{ $labels.instance }}{{ end }}",
+            "summary": BY_NAME[name].meaning.rstrip(".") + _WHERE,
             "description": text,
             "runbook_url": f"{self._sla.runbooks}/{name}.md",
         }
@@ -128,10 +131,13 @@ def _service_events(sla: Sla, make: _Maker, service: Service) -> Iterator[Alert]
         5 * _MINUTE,
         "It answers, but without vllm: series: --disable-log-stats, or another model than the selector wants.",
     )
+    lost = f"{answers} == 0"
     if exporter:
         stalled, hold = f"vllm_vitals_server_stalled{target} == 1", _MINUTE
+        unhealthy = f"vllm_vitals_server_healthy{target} == 0"
+        lost = f"{lost} or {unhealthy} or {stalled}"
         yield from make.event(
-            "VLLMEngineUnhealthy", events.engine_unhealthy, f"vllm_vitals_server_healthy{target} == 0", _MINUTE,
+            "VLLMEngineUnhealthy", events.engine_unhealthy, unhealthy, _MINUTE,
             "Its /health answers 5xx: the engine core is gone and will not come back by itself.",
         )  # fmt: skip
         restarts = f"increase(vllm_vitals_server_restarts_total{target}[1h])"
@@ -142,6 +148,17 @@ def _service_events(sla: Sla, make: _Maker, service: Service) -> Iterator[Alert]
         steps = summed(one, f"increase(vllm:iteration_tokens_total_count{chosen}[5m])")
         stalled, hold = f"{running} > 0\nand\n{steps} == 0", 2 * _MINUTE
         restarts = summed(names, f"resets(vllm:generation_tokens_total{chosen}[1h])", "max")
+    # What a server that is gone had served is remembered for a day.
+    on = f"on ({', '.join(names)})"
+    models = summed((*names, "model_name"), f"last_over_time(vllm:num_requests_running{chosen}[1d])", "group")
+    yield from make.event(
+        "VLLMModelDown",
+        events.model_down,
+        f"group by (model_name) ({models} and {on} ({lost}))\nunless\n"
+        f"group by (model_name) ({models} and {on} ({answers} == 1 unless {on} ({lost})))",
+        _MINUTE,
+        "Each of its servers is down, unhealthy or hangs.",
+    )
     yield from make.event(
         "VLLMEngineStalled", events.engine_stalled, stalled, hold, "Requests run, and no token was produced."
     )
@@ -195,6 +212,7 @@ def _plugin_events(sla: Sla, make: _Maker, service: Service) -> Iterator[Alert]:
             10 * _MINUTE,
             f"The plugin calls {indicator} within {{{{ $value }}}} s good, the SLA says {duration(promise.threshold)}: "
             f"set tracing.goodput.{indicator} in its vitals.yaml.",
+            slo=indicator,
         )
 
 

@@ -43,7 +43,8 @@ def objective_groups(sla: Sla, service: Service, indicator: Indicator, objective
         rules = [rule for window in some for rule in _window_rules(service, indicator, objective, labels, window)]
         if rules:
             yield Group(f"{name}-{part}", interval, rules)
-    yield Group(f"{name}-budget", _BUDGET, [*_budget_rules(sla, service, indicator, objective, labels)])
+    yield Group(f"{name}-counts", _BUDGET, [*_count_rules(service, indicator, objective, labels)])
+    yield Group(f"{name}-budget", _SELDOM, [*_budget_rules(sla, objective, labels)])
     if objective.severity != "off":
         alerts = [burn_alert(sla, service, indicator, objective, tier) for tier in tiers(sla.window)]
         yield Group(f"{name}-alerts", _OFTEN, alerts)
@@ -79,12 +80,11 @@ def _bounds(labels: dict[str, str], total: str, bad: str, ratio: str) -> Iterabl
     )
 
 
-def _budget_rules(
-    sla: Sla, service: Service, indicator: Indicator, objective: Objective, labels: dict[str, str]
+def _count_rules(
+    service: Service, indicator: Indicator, objective: Objective, labels: dict[str, str]
 ) -> Iterator[Recording]:
-    """Yield the budget: sums of disjoint five-minute counts, so each event weighs the same whenever it came."""
+    """Yield counts over disjoint five minutes, whose sums are budgets: each event weighs the same and counts once."""
     chosen = f'{{slo="{labels["slo"]}",service="{labels["service"]}"}}'
-    window, budget = window_name(int(sla.window)), objective.promise.budget
     if labels["slo"] == AT_BEST:
         for what in ("total", "bad"):
             yield Recording(f"slo:sli_{what}:count5m", f"slo:sli_{what}:increase5m{chosen}", labels)
@@ -92,6 +92,12 @@ def _budget_rules(
         expressions = counts(service, indicator, objective, "5m")
         yield Recording("slo:sli_total:count5m", expressions.total, labels)
         yield Recording("slo:sli_bad:count5m", expressions.bad, labels)
+
+
+def _budget_rules(sla: Sla, objective: Objective, labels: dict[str, str]) -> Iterator[Recording]:
+    """Yield what is left of the budget; more often than counts, since after five minutes a value is gone."""
+    chosen = f'{{slo="{labels["slo"]}",service="{labels["service"]}"}}'
+    window, budget = window_name(int(sla.window)), objective.promise.budget
     bad, total = (f"sum_over_time(slo:sli_{what}:count5m{chosen}[{window}])" for what in ("bad", "total"))
     yield Recording("slo:error_budget_spent:ratio", f"{bad} / ({total} > 0) / {_number(budget)}", labels)
     yield Recording("slo:error_budget_remaining:ratio", f"1 - slo:error_budget_spent:ratio{chosen}", labels)

@@ -10,9 +10,9 @@ from ..scalars import ConfigError, Seconds, read_scalar
 
 Severity = Literal["page", "ticket", "off"]
 
-_PROMISE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%(?:\s+under\s+(\S+))?")
+_PROMISE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%(?:\s+under\s+(\S*[a-z]))?")
 _LIMIT: Final = re.compile(
-    r"at (most|least) ([0-9]+(?:\.[0-9]+)?)\s*([^\s0-9]\S*)?(?: for (\S+))?(?: as (page|ticket))?"
+    r"at (most|least) ([0-9]+(?:\.[0-9]+)?)\s*([^\s0-9]\S*)?(?: for (\S*[a-z]))?(?: as (page|ticket))?"
 )
 
 

@@ -1,7 +1,7 @@
 """The SLA file: what is promised to whom, and who hears of it when it is not kept."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -110,6 +110,7 @@ class GpuLimits:
 class Events:
     """How loud each thing is that must not happen at all."""
 
+    model_down: Severity = "page"
     server_down: Severity = "page"
     no_servers: Severity = "page"
     engine_unhealthy: Severity = "page"
@@ -178,6 +179,8 @@ class Service:
         """Return the values; raises ConfigError for a name or selector that Prometheus would not take."""
         if _NAME.fullmatch(values["name"]) is None:
             raise ConfigError(f"{place}.name: expected small letters, digits and dashes, found {values['name']!r}")
+        if values["name"] == "gpus":
+            raise ConfigError(f"{place}.name: expected another name, 'gpus' is what the alerts of GPUs are called")
         check_selector(values["selector"], f"{place}.selector")
         for label in values.get("by", ()):
             _check_label(label, f"{place}.by")
@@ -307,6 +310,11 @@ class Sla:
 
 def load(path: Path = DEFAULT) -> Sla:
     """Return an SLA whose promises can be watched; raises ConfigError with file, line, key, found and expected."""
+    return load_placed(path)[0]
+
+
+def load_placed(path: Path = DEFAULT) -> tuple[Sla, Callable[[str], str]]:
+    """Return an SLA as load does, and what turns a key into `file:line: key`, for errors that are found later."""
     from .refusals import refuse  # noqa: PLC0415  refusals read what is defined here
 
     node = read_yaml(path)
@@ -314,8 +322,12 @@ def load(path: Path = DEFAULT) -> Sla:
         raise ConfigError(f"{path}: expected the key 'services', found an empty file")
     sla: Sla = from_node(Sla, node, str(path))
     lines = lines_of(node)
-    refuse(sla, lambda key: f"{path}:{lines.get(key, 1)}: {key}")
-    return sla
+
+    def place(key: str) -> str:
+        return f"{path}:{lines.get(key, 1)}: {key}"
+
+    refuse(sla, place)
+    return sla, place
 
 
 def check_selector(selector: Mapping[str, str], place: str) -> None:

@@ -24,30 +24,29 @@ def test_without_a_command_the_usage_comes_with_code_2(command):
 
 def test_build_writes_what_is_committed(command, made, tmp_path):
     code, out, _ = command("dashboards", "build", "--out", tmp_path / "made")
-    assert (code, out) == (0, f"7 dashboards in {tmp_path}/made\n")
+    assert (code, out) == (0, f"{tmp_path}/made: 7 dashboards\n")
     found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "made").glob("*.json")}
     assert found == made
 
 
 def test_build_for_import_leaves_the_checkout_alone(command, tmp_path):
     code, out, _ = command("dashboards", "build", "--for-import", tmp_path / "import")
-    assert (code, out) == (0, f"7 dashboards in {tmp_path}/import, for Grafana's import dialog\n")
+    assert (code, out) == (0, f"{tmp_path}/import: 7 dashboards\n")
     assert json.loads((tmp_path / "import" / "gpu.json").read_text())["__inputs"][0]["name"] == "DS_PROMETHEUS"
 
 
 def test_check_is_content_with_what_is_committed(command):
     code, out, _ = command("dashboards", "check")
     assert code == 0
-    assert out.endswith("panels: sound\n")
+    assert out.startswith("sound: 7 dashboards, ")
 
 
 def test_check_finds_files_that_differ(command, tmp_path, sla_file):
     folder = tmp_path / "json"
     assert command("dashboards", "build", "--out", folder)[0] == 0
-    code, out, _ = command("dashboards", "check", "--sla", sla_file("99% under 3s"), "--dir", folder)
+    code, out, _ = command("dashboards", "check", "--sla", sla_file("99% under 3s"), "--out", folder)
     assert code == 1
-    assert f"{folder}/overview.json: differs from what the code makes" in out
-    assert f"`vllm-vitals dashboards build --out {folder}` writes them again" in out
+    assert f"{folder}/overview.json: differs from what the code makes; dashboards build\n" in out
 
 
 def test_an_sla_that_is_wrong_is_wrong_input(command, tmp_path):
@@ -70,7 +69,7 @@ def test_without_grafanalib_the_message_says_what_to_install():
 
 
 def test_the_command_line_does_not_load_grafanalib():
-    script = "import sys, vllm_vitals.cli, vllm_vitals.dashboards.commands; sys.exit('grafanalib' in sys.modules)"
+    script = "import sys, vllm_vitals.cli, vllm_vitals.dashboards.command; sys.exit('grafanalib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
 
@@ -78,7 +77,7 @@ def test_check_against_no_prometheus_is_wrong_input(command):
     url = f"http://127.0.0.1:{free_port()}"
     code, _, err = command("dashboards", "check", "--prometheus", url)
     assert code == 2
-    assert f"{url}/api/v1/query: expected Prometheus, found" in err
+    assert f"expected a Prometheus at {url}, found none" in err
 
 
 @pytest.mark.parametrize("prometheus_binaries", ["2", "3"], indirect=True)
@@ -102,6 +101,13 @@ def test_a_real_prometheus_takes_every_query_and_check_lists_what_is_empty(
     assert code == 0, out
     promql = [query for data in made.values() for query in queries(data) if query.source == "prometheus"]
     (counts,) = [line for line in out.splitlines() if line.startswith(f"{url}: ")]
-    assert sum(int(word) for word in counts.removeprefix(url).split() if word.isdecimal()) == len(promql)
-    assert "failed" not in counts
-    assert "vitals-engine: Acceptance rate: A: no series, needs --speculative-config: " in out
+    assert counts.startswith(f"{url}: of {len(promql)} queries ")
+    assert " failed" not in counts
+    assert "vitals-engine: Acceptance rate: A: nothing, needs --speculative-config: " in out
+
+
+@pytest.mark.parametrize("text", ["soon", "0s", "-1"])
+def test_a_timeout_that_is_none_is_wrong_input(command, text):
+    code, _, err = command("dashboards", "check", "--timeout", text)
+    assert code == 2
+    assert "--timeout: " in err

@@ -1,0 +1,44 @@
+"""The picture of a simulation: false alerts beside detection times, one row per promise. Needs matplotlib."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .simulate import SIZES, Case, Load, Quality
+
+
+def plot(results: Sequence[tuple[Case, Sequence[Quality]]], load: Load, path: Path) -> None:
+    """Write a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  an extra
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(12, 3.2 * len(results) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"Alerts under {load}")
+    rows = figure.subplots(len(results), 2, squeeze=False)
+    for (case, found), (left, right) in zip(results, rows, strict=True):
+        names = [quality.policy for quality in found]
+        colours = [f"C{number}" for number in range(len(names))]
+        values = [quality.false_per_month for quality in found]
+        bars = left.barh(names[::-1], values[::-1], color=colours[::-1])
+        left.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        left.set_title(f"{', '.join(case.names)}: {case.objective.promise}", fontsize=9, loc="left")
+        left.set_xlabel("alerts per 30 days while the promise is kept", fontsize=8)
+        left.margins(x=0.15)
+        for quality, colour in zip(found, colours, strict=True):
+            known = [(size, minutes) for size in SIZES if (minutes := quality.minutes[size]) is not None]
+            if known:
+                right.plot(
+                    [100 * size for size, _ in known],
+                    [max(minutes, 0.5) for _, minutes in known],
+                    marker="o",
+                    color=colour,
+                    label=quality.policy,
+                )
+        right.set(xscale="log", yscale="log")
+        right.set_xlabel("events that fail, %", fontsize=8)
+        right.set_ylabel("minutes until found (median)", fontsize=8)
+        right.set_title("no point: half of the failures or more were missed", fontsize=8, loc="left")
+        for axes in (left, right):
+            axes.tick_params(labelsize=8)
+            axes.grid(visible=True, alpha=0.3)
+    figure.savefig(path, format="png", dpi=110)

@@ -1,0 +1,134 @@
+"""The generated unit tests pass with real promtool, and fail where a rule is wrong."""
+
+import subprocess
+
+import pytest
+from vllm_vitals.alerts.build import rule_groups
+from vllm_vitals.alerts.promtool import run_tests
+from vllm_vitals.alerts.rule_tests import test_files as files_of
+from vllm_vitals.alerts.rules import Alert
+from vllm_vitals.alerts.sla import load
+
+
+def failures(outcomes) -> list[str]:
+    return [f"{outcome.name}\n{outcome.failure}" for outcome in outcomes if outcome.failure]
+
+
+def test_the_default_keeps_its_promises_on_both_versions(prometheus_binaries, tmp_path):
+    outcomes = [*run_tests(load(), tmp_path, str(prometheus_binaries / "promtool"))]
+    assert failures(outcomes) == []
+    assert sum(outcome.tests for outcome in outcomes) > 70
+
+
+def test_so_does_what_the_default_does_not_use(everything, tmp_path):
+    assert failures(run_tests(everything, tmp_path)) == []
+
+
+@pytest.mark.parametrize("which", ["default", "everything"])
+def test_each_alert_is_tested(which, everything):
+    sla = load() if which == "default" else everything
+    alerts = {
+        rule.alert
+        for groups in rule_groups(sla).values()
+        for group in groups
+        for rule in group.rules
+        if isinstance(rule, Alert)
+    }
+    tests = "".join(text for name, text in files_of(sla).items() if name.endswith(".test.yml"))
+    assert {name for name in alerts if f'alertname="{name}"' not in tests} == set()
+
+
+def run(folder, files) -> str:
+    """Return what promtool says of the tests, empty when all pass."""
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    tests = [name for name in files if name.endswith(".test.yml")]
+    done = subprocess.run(["promtool", "test", "rules", *tests], cwd=folder, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+FAST = 'slo:sli_error:ratio1h{slo="availability",service="chat"} > 0.0144'
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        pytest.param(f"{FAST}\n          and", f"{FAST}\n          or", id="one window is enough"),
+        pytest.param("> 0.0144", "> 0.00144", id="a threshold too low"),
+        pytest.param("> 0.0144", "> 0.144", id="a threshold too high"),
+        pytest.param("ratio5m{", "ratio1h{", id="no short window"),
+        pytest.param(">= 5", ">= 0", id="no guard"),
+        pytest.param(" > 0)", ")", id="idle is NaN"),
+        pytest.param('status="5xx"', 'status="500"', id="a status that never comes"),
+        pytest.param("increase(http", "delta(http", id="a restart counts as negative"),
+        pytest.param("severity: page", "severity: page\n          slo: other", id="another label"),
+    ],
+)  # fmt: skip
+def test_a_wrong_rule_fails_its_tests(sla_of, tmp_path, right, wrong):
+    files = {name: text for name, text in files_of(sla_of("availability: 99.9%")).items() if "availability" in name}
+    files.pop("chat-availability-slow.test.yml")
+    rules = files["chat-availability.rules.yml"]
+    assert right in rules
+    assert run(tmp_path, {**files, "chat-availability.rules.yml": rules.replace(right, wrong)})
+
+
+@pytest.mark.parametrize("name", ["vllm-limits", "gpus-limits"])
+def test_every_limit_and_event_has_to_fire_and_to_clear(tmp_path, name):
+    """An alert that never fires, and one that never ends, both fail."""
+    files = {file: text for file, text in files_of(load()).items() if file.startswith(name)}
+    alerts = files[f"{name}.test.yml"].count("- name: ")
+    never = files[f"{name}.rules.yml"].replace("        labels:\n", "        for: 30d\n        labels:\n")
+    said = run(tmp_path, {**files, f"{name}.rules.yml": _last_for(never)})
+    assert said.count("exp: {} 1E+00") == alerts
+    forever = _kept_firing(files[f"{name}.rules.yml"])
+    said = run(tmp_path, {**files, f"{name}.rules.yml": forever})
+    assert said.count("exp: {} 0E+00") == alerts
+
+
+def _last_for(rules: str) -> str:
+    """Return rules whose alerts wait for 30 days."""
+    lines = [line for line in rules.splitlines() if not line.startswith("        for: ") or line.endswith("30d")]
+    return "\n".join(lines) + "\n"
+
+
+def _kept_firing(rules: str) -> str:
+    """Return rules whose alerts stay for 30 days."""
+    lines = [line for line in rules.splitlines() if not line.startswith("        keep_firing_for: ")]
+    return "\n".join(lines).replace("        labels:\n", "        keep_firing_for: 30d\n        labels:\n") + "\n"
+
+
+def test_the_first_failures_of_a_server_are_counted_although_their_series_is_born_with_them(sla_of, tmp_path):
+    text = """\
+services:
+  - name: chat
+    selector: {job: vllm}
+    via: engine
+    by: []
+    objectives: {availability: 99.9%}
+"""
+    files = files_of(sla_of(text))
+    born = """\
+rule_files: [chat-availability.rules.yml]
+evaluation_interval: 1m
+tests:
+  - name: 30 failures come with the child that counts them
+    interval: 1m
+    input_series:
+      - {series: 'up{job="vllm",instance="a:1"}', values: 1x40}
+      - {series: 'http_requests_total{job="vllm",instance="a:1",method="POST",status="2xx"}', values: 0+60x40}
+      - {series: 'http_requests_total{job="vllm",instance="a:1",method="POST",status="5xx"}', values: _x20 30x20}
+    promql_expr_test:
+      - {expr: sum(round(slo:sli_bad:increase5m)), eval_time: 22m, exp_samples: [{labels: '{}', value: 30}]}
+      - {expr: sum(round(slo:sli_bad:increase5m)), eval_time: 30m, exp_samples: [{labels: '{}', value: 0}]}
+  - name: the past of a server that Prometheus just found is not a failure now
+    interval: 1m
+    input_series:
+      - {series: 'up{job="vllm",instance="a:1"}', values: _x20 1x20}
+      - {series: 'http_requests_total{job="vllm",instance="a:1",method="POST",status="2xx"}', values: _x20 9000+60x20}
+      - {series: 'http_requests_total{job="vllm",instance="a:1",method="POST",status="5xx"}', values: _x20 500x20}
+    promql_expr_test:
+      - {expr: sum(round(slo:sli_bad:increase5m)), eval_time: 23m, exp_samples: [{labels: '{}', value: 0}]}
+"""
+    assert (
+        run(tmp_path, {"chat-availability.rules.yml": files["chat-availability.rules.yml"], "x.test.yml": born}) == ""
+    )
