@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from .fields import NO_UNIT, data_link, override, to_dashboard
+from .limits import Limits
 from .panels import ModernPanel, timeline
 from .tables import labels_table
 from .targets import query
@@ -21,7 +22,7 @@ _SHOWN: Final = {
 _NOTHING: Final = "Nothing fires"
 
 
-def firing_alerts(**more: Any) -> ModernPanel:
+def firing_alerts(limits: Limits, **more: Any) -> ModernPanel:
     """Return the table of what fires now."""
     panel = labels_table(
         "Alerts that fire",
@@ -31,7 +32,8 @@ def firing_alerts(**more: Any) -> ModernPanel:
         **{"no_value": _NOTHING, "height": 6, "unit": NO_UNIT, **more},
     )
     link = data_link("What happened to this promise", to_dashboard("vitals-slo", service="${__data.fields.Service}"))
-    panel.overrides = [override("Alert", {"links": [link]})]
+    runbook = data_link("What to do", f"{limits.runbooks}/${{__data.fields.Alert}}.md")
+    panel.overrides = [override("Alert", {"links": [runbook, link]})]
     return panel
 
 

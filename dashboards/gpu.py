@@ -1,5 +1,6 @@
 """GPU: everything that NVML says, with the load of the engines that it carries on the same time axis."""
 
+from ..xid import XIDS
 from .dashboard import Page
 from .fields import (
     BYTES,
@@ -23,6 +24,7 @@ from .fields import (
     above,
     dashed,
     data_link,
+    mapping,
     to_dashboard,
 )
 from .layout import Row
@@ -52,6 +54,9 @@ _RECOVERY = {
 }
 # Reasons that somebody can do something about, as the alert on throttling sees it.
 HARMFUL = 'reason=~"hw_power_brake|hw_thermal|sw_thermal|board_limit|reliability"'
+_XID_TEXTS = mapping(
+    {str(code): (f"{code}: {xid.meaning}", RED if xid.critical else YELLOW) for code, xid in XIDS.items()}
+)
 _TO_ENGINE = data_link("This server", to_dashboard("vitals-engine", server="${__field.labels.server}"))
 
 
@@ -150,11 +155,13 @@ def _load() -> Row:
 
 
 def _placement() -> Row:
-    engines = "group by (server) (vllm_vitals_engine_gpu_info)"
+    # How busy each is, and 0 where that is not known, so that no node goes missing.
+    engines = f"({joined(_BUSY, 'server', 'avg')} or 0 * group by (server) (vllm_vitals_engine_gpu_info))"
     for label, text in (("id", "server $1"), ("title", "$1"), ("subtitle", "engine")):
         engines = f'label_replace({engines}, "{label}", "{text}", "server", "(.*)")'
-    gpus = _identified("group by (instance, gpu) (nvidia_gpu_info)", "id", "instance", "gpu")
-    gpus = f'label_replace({_identified(gpus, "title", "gpu")}, "subtitle", "GPU on $1", "instance", "(.*)")'
+    gpus = f"(max by ({_GPU}) ({_BUSY}) or 0 * group by ({_GPU}) (nvidia_gpu_info))"
+    gpus = _identified(_identified(gpus, "id", "instance", "gpu"), "title", "gpu")
+    gpus = f'label_replace({gpus}, "subtitle", "GPU on $1", "instance", "(.*)")'
     edges = _identified("group by (server, instance, gpu) (vllm_vitals_engine_gpu_info)", "target", "instance", "gpu")
     edges = _identified(edges, "id", "server", "instance", "gpu")
     edges = f'label_replace({edges}, "source", "server $1", "server", "(.*)")'
@@ -163,13 +170,14 @@ def _placement() -> Row:
         (
             node_graph(
                 "Engines and their GPUs",
-                "Which engine runs on which GPU, and what is shared or empty?",
+                "Which engine runs on which GPU, how busy are they, and what is shared or empty?",
                 column(f"{engines} or {gpus}"),
                 column(edges),
+                unit=RATIO,
             ),
             table(
                 "Placement",
-                "Which engine holds how much of which GPU, and how do we know?",
+                "Which engine holds how much of which GPU, and how busy is it?",
                 {"instance": "Node", "gpu": "GPU", "server": "Server"},
                 Column("Engines", "count by (instance, gpu, server) (vllm_vitals_engine_gpu_info)", COUNT),
                 Column("Memory held", "sum by (instance, gpu, server) (vllm_vitals_engine_gpu_memory_bytes)", BYTES),
@@ -495,6 +503,7 @@ def _health(limits: Limits) -> Row:
                     f"sum by ({_GPU}, xid) (increase(nvidia_gpu_xid_errors_total[$__range])) > 0",
                     COUNT,
                 ),
+                texts={"XID": _XID_TEXTS},
                 width=12,
                 no_value="No XID events",
             ),

@@ -17,12 +17,14 @@ class Limits(NamedTuple):
         tiers: of burn rates, fastest first.
         window: over which promises are kept, as PromQL writes it.
         kept: labels that some promise keeps a budget for.
+        runbooks: where the pages on alerts are served.
     """
 
     promises: dict[Indicator, frozenset[float]]
     tiers: tuple[Tier, ...]
     window: str
     kept: tuple[str, ...]
+    runbooks: str
     queue_length: float | None
     kv_cache: float | None
     preemptions: float | None
@@ -67,6 +69,7 @@ def limits_of(sla: Sla) -> Limits:
                 label for service in services for _, one in service.objectives for label in labels_of(service, one)
             )
         ),
+        runbooks=sla.runbooks,
         queue_length=limit("queue_length"),
         kv_cache=limit("kv_cache"),
         preemptions=limit("preemptions"),

@@ -90,7 +90,7 @@ def _promises(limits: Limits) -> Row:
                 steps=above(1),
                 see="vitals-fleet",
             ),
-            firing_alerts(),
+            firing_alerts(limits),
         ),
         see="vitals-slo",
     )

@@ -218,19 +218,22 @@ def history(
 
 
 def node_graph(
-    title: str, question: str, nodes: PromTarget, edges: PromTarget, *, see: str = "", **more: Any
+    title: str, question: str, nodes: PromTarget, edges: PromTarget, *, unit: str, see: str = "", **more: Any
 ) -> ModernPanel:
-    """Return circles and lines between them; labels of the queries are the node graph's fields."""
-    renamed = {"Value #A": "mainstat", "Value #B": "mainstat"}
+    """Return circles, with the nodes' values in them, and lines between; labels of the queries are Grafana's fields."""
     organize = {
         "id": "organize",
-        "options": {"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": renamed},
+        "options": {
+            "excludeByName": {"Time": True, "Value #B": True},
+            "indexByName": {},
+            "renameByName": {"Value #A": "mainstat"},
+        },
     }
+    options = {"edges": {}, "nodes": {"mainStatUnit": unit}, "zoomMode": "cooperative"}
     more = {"width": 12, "height": 12, **more}
     return _prometheus(
-        "nodeGraph", title, question, (nodes, edges), {"edges": {}, "nodes": {}, "zoomMode": "cooperative"},
-        unit=NO_UNIT, see=see, transformations=[organize], **more,
-    )  # fmt: skip
+        "nodeGraph", title, question, (nodes, edges), options, unit=unit, see=see, transformations=[organize], **more
+    )
 
 
 def _prometheus(

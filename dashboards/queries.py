@@ -9,7 +9,7 @@ from ..promql import without_macros
 # What a variable holds while everything is chosen.
 EVERYTHING: Final = {
     "job": ".*", "instance": ".*", "server": ".*", "model": ".*", "gpu": ".*", "service": ".+", "slo": ".*",
-    "trace_id": "",
+    "trace_service": "vllm", "trace_id": "",
 }  # fmt: skip
 _LABEL_VALUES: Final = re.compile(r"label_values\((.+), (\w+)\)")
 

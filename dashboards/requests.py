@@ -15,6 +15,7 @@ _NOTHING = "No traffic, or no tracing plugin"
 _ALL, _GOOD = "vllm_vitals_requests_total", "vllm_vitals_requests_good_total"
 # As goodput counts: a caller who gave up or asked for nonsense breaks no promise.
 _OURS = 'outcome=~"ok|server_error|rejected"'
+_SERVICE = "${trace_service}"
 _SHOW = "/d/vitals-requests?${__url_time_range}&${__all_variables}&var-trace_id=${__value.raw}"
 
 
@@ -30,6 +31,7 @@ def page(limits: Limits) -> Page:
             job(_ALL, without_suffix=True),
             label_values("server", "Server", f"{series}}}"),
             label_values("model", "Model", f'{series},server=~"$server"}}'),
+            TextVar(name="trace_service", label="Traced service", query="vllm"),  # OTEL_SERVICE_NAME of the engines
             TextVar(name="trace_id", label="Trace id", query=""),
         ),
         (_outcomes(), _goodput(), _time(), _percentiles(limits), _dots(), _tokens(), _traces(), _logs()),
@@ -302,8 +304,10 @@ def _traces() -> Row:
     return Row(
         "What happened to one of them?",
         (
-            trace_search("Failed requests", "Which requests ended in an error?", "vllm", "error=true", _SHOW),
-            trace_search("Latest requests", "What comes in at the moment?", "vllm", "", _SHOW),
+            trace_search(
+                "Failed requests", "Which requests ended in an error?", "${trace_service}", "error=true", _SHOW
+            ),
+            trace_search("Latest requests", "What comes in at the moment?", "${trace_service}", "", _SHOW),
             trace(
                 "The trace",
                 "Where did the time of this request go? Click a trace id above, or paste one on top.",

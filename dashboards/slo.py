@@ -44,7 +44,7 @@ def page(limits: Limits) -> Page:
         "vitals-slo",
         "Are the promises of the SLA kept, how fast are their error budgets spent, and which requests spend them?",
         (SERVICE, _SLO, job("vllm:num_requests_running"), SERVER, MODEL),
-        (_budgets(limits), _burning(limits), _events(limits), _spread(limits), _traces(), _alerts()),
+        (_budgets(limits), _burning(limits), _events(limits), _spread(limits), _traces(), _alerts(limits)),
         hours=6,
     )
 
@@ -242,5 +242,5 @@ def _traces() -> Row:
     )
 
 
-def _alerts() -> Row:
-    return Row("Who was told?", (firing_alerts(), alert_timeline()), see="vitals-pipeline")
+def _alerts(limits: Limits) -> Row:
+    return Row("Who was told?", (firing_alerts(limits), alert_timeline()), see="vitals-pipeline")

@@ -34,6 +34,7 @@ def table(
     links: Mapping[str, tuple[str, str]] | None = None,
     see: str = "",
     sort: str = "",
+    texts: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     **more: Any,
 ) -> ModernPanel:
     """Return a table.
@@ -46,6 +47,7 @@ def table(
         links: heading -> (title, url) of what its cells lead to.
         see: uid of the dashboard that explains it.
         sort: heading of the column whose largest values come first.
+        texts: heading -> what a key's values mean.
         more: fields of the panel.
     """
     one = len(columns) == 1
@@ -59,6 +61,7 @@ def table(
     overrides += [
         override(heading, {"links": [data_link(text, url)]}) for heading, (text, url) in (links or {}).items()
     ]
+    overrides += [override(heading, {"mappings": [*meaning]}) for heading, meaning in (texts or {}).items()]
     merge: list[dict[str, Any]] = [] if one else [{"id": "merge", "options": {}}]
     targets = [column(each.expr) for each in columns]
     return _table(title, question, targets, merge, organize, overrides, see=see, sort=sort, **more)

@@ -73,18 +73,18 @@ class QueryVar(core.Template):
 
 @attrs.define(slots=False, kw_only=True)
 class TextVar(core.Template):
-    """A box to type in."""
+    """A box to type in; `query` is what stands there at first."""
 
     def to_json_data(self) -> dict[str, Any]:
         """Return the JSON."""
-        empty = {"selected": True, "text": "", "value": ""}
+        first = {"selected": True, "text": self.query, "value": self.query}
         return {
-            "current": empty,
+            "current": first,
             "hide": 0,
             "label": self.label,
             "name": self.name,
-            "options": [empty],
-            "query": "",
+            "options": [first],
+            "query": self.query,
             "type": "textbox",
         }
 
