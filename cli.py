@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_scene(up, SCENES)
     up.epilog = f"{_EXAMPLES['up']}\n\nscenes of --demo:\n" + _scene_lines(SCENES)
     up.add_argument("--state", type=Path, metavar="DIR", help="where Prometheus and Alertmanager keep their data")
+    up.add_argument("--sla", type=Path, metavar="FILE", help="promises to watch (default: those of `rules build`)")
     up.add_argument("--no-prometheus", action="store_true", help="do not start Prometheus and Alertmanager")
 
     exporter = command("exporter", _exporter, "run the exporter: /metrics, health and the live page")
@@ -217,7 +218,9 @@ def _up(options: argparse.Namespace) -> int:
     settings = _settings(options)
     scene = options.scene if options.demo else None
     state = options.state or Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "vllm-vitals"
-    return asyncio.run(up(settings, scene=scene, state=state, with_prometheus=not options.no_prometheus))
+    return asyncio.run(
+        up(settings, scene=scene, state=state, with_prometheus=not options.no_prometheus, sla=options.sla)
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:

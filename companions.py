@@ -1,4 +1,8 @@
-"""Prometheus and Alertmanager beside the sidecar: started from PATH, on loopback, with their data in a state folder."""
+"""Prometheus and Alertmanager beside the sidecar: started from PATH, on loopback, with their data in a state folder.
+
+They watch the promises of an SLA: its rules are written at each start. So is Alertmanager's configuration where the
+user named an SLA; without one it is written once and then the user's to change.
+"""
 
 import asyncio
 import contextlib
@@ -13,6 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
+from .alerts.build import generate, write
+from .alerts.sla import Sla
+
 _STOP_SECONDS: Final = 10.0
 _START_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.2
@@ -25,6 +32,7 @@ global:
   scrape_interval: 5s
   scrape_timeout: 4s
   evaluation_interval: 5s
+rule_files: [rules/*.rules.yml]
 alerting:
   alertmanagers:
     - static_configs:
@@ -36,17 +44,16 @@ scrape_configs:
       insecure_skip_verify: true  # our own exporter over loopback; its certificate carries another name
     static_configs:
       - targets: ["{exporter}"]
+  - job_name: vllm-vitals-requests
+    metrics_path: /metrics/requests
+    scheme: {scheme}
+    tls_config:
+      insecure_skip_verify: true
+    static_configs:
+      - targets: ["{exporter}"]
   - job_name: prometheus
     static_configs:
       - targets: ["{prometheus}"]
-"""
-_ALERTMANAGER_YML: Final = """\
-# Written by vllm-vitals when it was not there; yours to change.
-route:
-  receiver: nobody
-  group_by: [alertname, server]
-receivers:
-  - name: nobody
 """
 
 
@@ -60,13 +67,21 @@ class Missing(NamedTuple):
 class Companions:
     """Prometheus and Alertmanager as child processes; an async context manager.
 
+    Args:
+        state: the folder that is theirs.
+        exporter_url: what Prometheus scrapes.
+        sla: the promises that are watched.
+        own_sla: whether they are the user's, so that they say who hears of it.
+
     Attributes:
         prometheus_url, alertmanager_url: where they answer; empty when not running.
         missing: what was not started, and why.
     """
 
-    def __init__(self, state: Path, exporter_url: str) -> None:
+    def __init__(self, state: Path, exporter_url: str, sla: Sla, *, own_sla: bool = False) -> None:
         self._state = state
+        self._files = generate(sla)
+        self._own_sla = own_sla
         self._scheme, _, self._exporter = exporter_url.partition("://")
         self._processes: list[tuple[str, asyncio.subprocess.Process]] = []
         self.prometheus_url = ""
@@ -108,8 +123,8 @@ class Companions:
 
     async def _start_alertmanager(self, program: str) -> str:
         config = self._state / "alertmanager.yml"
-        if not config.exists():
-            config.write_text(_ALERTMANAGER_YML, encoding="utf-8")
+        if self._own_sla or not config.exists():
+            config.write_text(self._files["alertmanager.yml"], encoding="utf-8")
         address = f"127.0.0.1:{free_port(9093)}"
         arguments = (
             f"--config.file={config}",
@@ -131,10 +146,14 @@ class Companions:
             alertmanager=f'"{alertmanager}"' if alertmanager else "",
         )
         config.write_text(text, encoding="utf-8")
+        rules = self._state / "rules"
+        shutil.rmtree(rules, ignore_errors=True)  # those of services that the SLA no longer has
+        write({name: text for name, text in self._files.items() if name.endswith(".rules.yml")}, rules)
         arguments = (
             f"--config.file={config}",
+            "--enable-feature=exemplar-storage",
             f"--storage.tsdb.path={self._state / 'prometheus'}",
-            "--storage.tsdb.retention.time=15d",
+            "--storage.tsdb.retention.time=45d",
             "--storage.tsdb.retention.size=2GB",
             f"--web.listen-address={address}",
             "--log.level=warn",

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from .alerts.sla import DEFAULT, load
 from .companions import Companions, Missing
 from .config import EngineSettings, Settings
 from .demo.fleet import Fleet
@@ -22,7 +23,7 @@ _FIRST_LOOK_SECONDS: Final = 10.0
 _FIRST_SCRAPE_SECONDS: Final = 30.0
 
 
-async def up(settings: Settings, *, scene: str | None, state: Path, with_prometheus: bool) -> int:
+async def up(settings: Settings, *, scene: str | None, state: Path, with_prometheus: bool, sla: Path | None) -> int:
     """Run everything until SIGINT or SIGTERM; returns the exit code.
 
     Args:
@@ -30,7 +31,9 @@ async def up(settings: Settings, *, scene: str | None, state: Path, with_prometh
         scene: the demo's scene, None for the real machine.
         state: where Prometheus and Alertmanager keep their data.
         with_prometheus: start them when they are on PATH.
+        sla: the promises that they watch, None for the default ones.
     """
+    promises = load(sla or DEFAULT)  # a wrong file is told before anything starts
     stop = stop_signal()
     async with contextlib.AsyncExitStack() as stack:
         if scene is None:
@@ -44,7 +47,7 @@ async def up(settings: Settings, *, scene: str | None, state: Path, with_prometh
         _describe(sidecar)
         print(f"live page     {url}/\nmetrics       {url}/metrics", flush=True)
         if with_prometheus:
-            companions = await stack.enter_async_context(Companions(state, url))
+            companions = await stack.enter_async_context(Companions(state, url, promises, own_sla=sla is not None))
             for missing in companions.missing:
                 _explain(missing)
             if companions.prometheus_url:
@@ -52,6 +55,7 @@ async def up(settings: Settings, *, scene: str | None, state: Path, with_prometh
                 landed = await _wait(stop, companions.first_scrape(), _FIRST_SCRAPE_SECONDS)
                 note = "" if landed else "  (no scrape landed yet: see the log)"
                 print(f"prometheus    {companions.prometheus_url}/{note}")
+                print(f"alerts        {companions.prometheus_url}/alerts  (promises: {sla or 'the default ones'})")
             if companions.alertmanager_url:
                 print(f"alertmanager  {companions.alertmanager_url}/")
             if companions.prometheus_url:

@@ -50,7 +50,8 @@ class Load:
         return cls(Traffic.from_scalar(rate, place).rps, curve or "flat")  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return f"{self.rps:g} rps, {self.curve}"
+        rate = f"{self.rps:g} rps" if self.rps >= 0.1 else f"{self.rps * 3600:g}/h"
+        return f"{rate}, {self.curve}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +245,13 @@ def table(case: Case, found: Sequence[Quality]) -> str:
         cells = []
         for size in SIZES:
             minutes, missed = quality.minutes[size], quality.missed[size]
-            text = "-" if minutes is None else f"{minutes:.0f} min" if minutes >= 10 else f"{minutes:.1f} min"
+            text = "-" if minutes is None else _minutes(minutes)
             cells.append(text + (f", {missed:.0%} missed" if missed and minutes is not None else ""))
         rows.append([quality.policy, f"{quality.false_per_month:.1f}", *cells])
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return f"{', '.join(case.names)}: {case.objective.promise}\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _minutes(minutes: float) -> str:
+    return "< 1 min" if minutes < 1 else f"{minutes:.0f} min" if minutes >= 10 else f"{minutes:.1f} min"

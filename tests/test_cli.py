@@ -29,6 +29,13 @@ def test_the_help_of_every_command_has_an_example(command, name):
     assert f"\n  vllm-vitals {name}" in out
 
 
+def test_up_tells_a_wrong_sla_before_anything_starts(command, tmp_path):
+    (tmp_path / "sla.yaml").write_text("services: [{name: a, selector: {job: x}, objectives: {ttft: 99%}}]\n")
+    code, out, err = command("up", "--demo", "--sla", "sla.yaml")
+    assert (code, out) == (2, "")
+    assert "sla.yaml:1: services[0].objectives.ttft: expected a promise" in err
+
+
 @pytest.mark.parametrize("name", ["up", "exporter", "doctor", "demo"])
 def test_the_help_names_every_option_with_its_variable(command, name):
     _, out, _ = command(name, "--help")

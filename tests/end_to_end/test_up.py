@@ -42,6 +42,9 @@ def test_up_demo_ends_in_a_prometheus_that_holds_our_series_and_knows_its_alertm
         "the link to Alertmanager",
     )
     assert linked[0]["url"].startswith(alertmanager)
+    groups = get(f"{prometheus}/api/v1/rules").json["data"]["groups"]
+    assert {"vllm-ttft-alerts", "gpus-limits"} <= {group["name"] for group in groups}
+    assert "VLLM" in get(f"{alertmanager}/api/v2/status").json["config"]["original"]
     assert "scene burst" in up.output
 
     children = psutil.Process(up.process.pid).children(recursive=True)
