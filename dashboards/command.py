@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _HERE: Final = Path(__file__).parent
 _COMMITTED: Final = _HERE / "json"
-_EXTRA: Final = {"grafanalib", "attr", "attrs", "promql_parser"}
+_EXTRA: Final = {"grafanalib": "grafanalib", "attrs": "grafanalib", "promql_parser": "promql-parser"}
 _EXAMPLES: Final = {
     "dashboards": """examples:
   vllm-vitals dashboards push --grafana http://127.0.0.1:3000    save them in a Grafana
@@ -162,7 +162,9 @@ def _made(sla: Path | None) -> dict[str, dict[str, Any]]:
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
-        raise ConfigError(f"dashboards need {error.name}: pip install 'vllm-vitals[dashboards]'") from None
+        raise ConfigError(
+            f"dashboards: expected {_EXTRA[error.name]}, found none; pip install 'vllm-vitals[dashboards]'"
+        ) from None
 
 
 def _committed() -> list[dict[str, Any]]:

@@ -525,6 +525,7 @@ def _speculation() -> Row:
             ),
         ),
         needs="--speculative-config",
+        width=6,
         see="vitals-requests",
     )
 

@@ -313,6 +313,7 @@ def _memory(limits: Limits) -> Row:
             ),
         ),
         see="vitals-engine",
+        width=6,
     )
 
 
@@ -348,6 +349,7 @@ def _power(limits: Limits) -> Row:
             ),
         ),
         see="vitals-fleet",
+        width=6,
     )
 
 
@@ -423,6 +425,7 @@ def _heat(limits: Limits) -> Row:
             ),
         ),
         see="vitals-fleet",
+        width=6,
     )
 
 

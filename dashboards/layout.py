@@ -36,12 +36,14 @@ class Row:
         panels: from left to right.
         needs: a flag or feature without which the panels stay empty; then the row is collapsed and its title says so.
         see: uid of the dashboard that explains the row, for panels that name none.
+        width: of every panel; 0 leaves it to them.
     """
 
     title: str
     panels: Sequence[ModernPanel]
     needs: str = ""
     see: str = ""
+    width: int = 0
 
 
 def place(rows: Iterable[Row]) -> Iterator[core.Panel]:
@@ -69,9 +71,10 @@ def place(rows: Iterable[Row]) -> Iterator[core.Panel]:
 def _flow(row: Row, top: int, first: int) -> tuple[list[ModernPanel], int]:
     placed, left, height = [], 0, 0
     for number, panel in enumerate(row.panels, first):
-        if left + panel.width > _COLUMNS:
+        width = row.width or panel.width
+        if left + width > _COLUMNS:
             top, left, height = top + height, 0, 0
-        position = core.GridPos(h=panel.height, w=panel.width, x=left, y=top)
+        position = core.GridPos(h=panel.height, w=width, x=left, y=top)
         placed.append(attrs.evolve(panel, gridPos=position, id=number, see=panel.see or row.see))
-        left, height = left + panel.width, max(height, panel.height)
+        left, height = left + width, max(height, panel.height)
     return placed, top + height

@@ -6,7 +6,7 @@ Works on plain data, so it judges what users import, not the code that made it.
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
@@ -165,6 +165,9 @@ def _grid(data: Data, _context: Context) -> Iterator[str]:
         for one, other in combinations(group, 2):
             if _overlap(one["gridPos"], other["gridPos"]):
                 yield f"{one['title']} and {other['title']} overlap"
+        for line in _lines(group):
+            if sum(place["w"] for _, place in line) != _GRID or len({place["h"] for _, place in line}) > 1:
+                yield f"{', '.join(title for title, _ in line)}: leave a hole in the page"
 
 
 def _exemplars(data: Data, _context: Context) -> Iterator[str]:
@@ -301,6 +304,14 @@ def _overlap(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
     )
 
 
+def _lines(group: Iterable[Mapping[str, Any]]) -> Iterable[list[tuple[str, Mapping[str, int]]]]:
+    """Return the panels that begin at one height, for each height."""
+    found: dict[int, list[tuple[str, Mapping[str, int]]]] = {}
+    for panel in group:
+        found.setdefault(panel["gridPos"]["y"], []).append((panel["title"], panel["gridPos"]))
+    return found.values()
+
+
 def _nulls(value: Any, path: str) -> Iterator[str]:
     if value is None:
         yield path
@@ -335,6 +346,3 @@ def _limits_by_series(limits: Limits) -> dict[str, set[float]]:
     found["slo:objective:ratio"] = factors
     found |= {f"slo:sli_error:ratio{window}": factors for window in limits.burn_windows}
     return found
-
-
-__all__ = ["EVERYTHING", "KINDS", "RULES", "Context", "findings"]

@@ -65,7 +65,8 @@ def test_without_grafanalib_the_message_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "vllm-vitals: dashboards need grafanalib: pip install 'vllm-vitals[dashboards]'\n"
+    advice = "expected grafanalib, found none; pip install 'vllm-vitals[dashboards]'"
+    assert done.stderr == f"vllm-vitals: dashboards: {advice}\n"
 
 
 def test_the_command_line_does_not_load_grafanalib():

@@ -85,6 +85,8 @@ MISTAKES = {
     "grid": [
         lambda d: _set(_ttft(d), gridPos=_panel(d, "Tokens")["gridPos"]),
         lambda d: _set(_ttft(d)["gridPos"], x=20),
+        lambda d: _set(_ttft(d)["gridPos"], w=7),
+        lambda d: _set(_ttft(d)["gridPos"], h=7),
     ],
     "exemplars": [lambda d: _set(_target(d), exemplar=True, instant=True)],
     "no-value": [lambda d: _ttft(d)["fieldConfig"]["defaults"].pop("noValue")],
