@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..alerts.limit_rules import HARMFUL
 from .dashboard import Page
 from .fields import (
     BYTES,
@@ -22,7 +23,7 @@ from .fields import (
     data_link,
     to_dashboard,
 )
-from .gpu import HARMFUL, joined
+from .gpu import joined
 from .layout import Row
 from .limits import Limits
 from .panels import NO_TRAFFIC, ModernPanel, bars, stat, timeseries

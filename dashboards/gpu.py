@@ -1,5 +1,6 @@
 """GPU: everything that NVML says, with the load of the engines that it carries on the same time axis."""
 
+from ..alerts.limit_rules import HARMFUL
 from ..xid import XIDS
 from .dashboard import Page
 from .fields import (
@@ -52,8 +53,6 @@ _RECOVERY = {
     "6": ("bus reset", RED),
     "7": ("system reboot", RED),
 }
-# Reasons that somebody can do something about, as the alert on throttling sees it.
-HARMFUL = 'reason=~"hw_power_brake|hw_thermal|sw_thermal|board_limit|reliability"'
 _XID_TEXTS = mapping(
     {str(code): (f"{code}: {xid.meaning}", RED if xid.critical else YELLOW) for code, xid in XIDS.items()}
 )

@@ -1,5 +1,6 @@
 """Overview: are we keeping our promises now, and if not, where to look."""
 
+from ..alerts.limit_rules import HARMFUL
 from .alert_panels import firing_alerts
 from .dashboard import Page
 from .fields import (
@@ -22,7 +23,6 @@ from .fields import (
     data_link,
     to_dashboard,
 )
-from .gpu import HARMFUL
 from .latency import percentiles
 from .layout import Row
 from .limits import Limits

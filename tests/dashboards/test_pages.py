@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from vllm_vitals.alerts.limit_rules import _HARMFUL
 from vllm_vitals.alerts.sla import load
 from vllm_vitals.dashboards.build import GENERATED, dashboards, drift, files, for_import, panels_of, query_schema
-from vllm_vitals.dashboards.gpu import HARMFUL
 from vllm_vitals.dashboards.limits import limits_of
 from vllm_vitals.dashboards.lint import Context, findings
 from vllm_vitals.dashboards.queries import other_queries, panels, queries
@@ -150,11 +148,6 @@ def test_variables_and_annotations_are_queries_too(made):
     found = {query.panel: query for query in other_queries(made["engine"])}
     assert found["variable server"].runnable() == 'count by (server) (vllm:num_requests_running{job=~".*"})'
     assert found["annotation Alerts"].expression == 'ALERTS{alertstate="firing",service!=""}'
-
-
-def test_what_costs_speed_is_the_same_for_panels_and_alerts():
-    reasons = [set(text.split('"')[1].split("|")) for text in (HARMFUL, _HARMFUL)]
-    assert reasons[0] == reasons[1]
 
 
 def test_files_are_sorted_and_end_with_a_newline():
