@@ -16,6 +16,7 @@ from typing import Final
 from . import __version__
 from .alerts.command import add_rules
 from .config import OPTIONS, Settings, load, unknown_variables
+from .dashboards.command import add_dashboards
 from .demo.scenes import SCENES, Play, Scene
 from .scalars import ConfigError
 
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("files", type=Path, nargs="+", metavar="FILE", help="rotated ones, too, in any order")
 
     add_rules(commands)
+    add_dashboards(commands)
     command("version", _version, "print the versions of this package, Python and NVML's binding")
     return parser
 

@@ -16,7 +16,7 @@ _KEEP_FIRING: Final = 300.0
 _MINUTE: Final = 60.0
 # Reasons that cost speed and that somebody can do something about. A GPU that draws all the power it may draw
 # (sw_power_cap) does what it was bought for; idle clocks and a user's own settings are nobody's fault.
-_HARMFUL: Final = 'reason=~"hw_thermal|sw_thermal|hw_power_brake|board_limit|reliability"'
+HARMFUL: Final = 'reason=~"hw_thermal|sw_thermal|hw_power_brake|board_limit|reliability"'
 _FATAL_XIDS: Final = "|".join(str(code) for code in sorted(CRITICAL_XIDS))
 _WHERE: Final = (
     "{{ with $labels.model_name }}: {{ . }}{{ end }}{{ with $labels.server }}: {{ . }}{{ end }}"
@@ -249,7 +249,7 @@ def _gpu_limits(sla: Sla, make: _Maker) -> Iterator[Alert]:
     yield from make.limit(
         "GPUThrottled",
         limits.throttle,
-        f"rate(nvidia_gpu_throttle_seconds_total{matchers(selector, _HARMFUL)}[5m])",
+        f"rate(nvidia_gpu_throttle_seconds_total{matchers(selector, HARMFUL)}[5m])",
         "{{ $value | humanizePercentage }} of the time for {{ $labels.reason }}." + _ENGINES,
     )
     corrected = matchers(selector, 'severity="corrected"', 'scope="volatile"')
