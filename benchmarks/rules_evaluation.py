@@ -2,9 +2,9 @@
 
     python benchmarks/rules_evaluation.py [--seconds 600]
 
-Two Prometheis on the same targets, each with its own copy of the same past: three days of every series that rules read
-over an hour or more and thirty of the budgets' counts, written by promtool. One evaluates the rules, the other only scrapes; the difference
-of their CPU times is the rules'. The demo plays the engines, through real exporters.
+Two Prometheis on the same targets, each with its own copy of the same past, written by promtool: three days of every
+series that rules read over an hour or more, and thirty days of the budgets' counts. One evaluates the rules, the other
+only scrapes; the difference of their CPU times is the rules'. The demo plays the engines, through real exporters.
 """
 
 import argparse
