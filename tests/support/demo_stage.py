@@ -22,7 +22,7 @@ from .webhook import Webhook
 
 FACTOR = 30.0
 SCRAPE_SECONDS = 1.0  # so the shortest window, 2m here, holds four scrapes
-MOST_MISSED = 0.1  # share of evaluations; 0.02 with five times as much to do as there are processors
+MOST_MISSED = 0.03  # share of evaluations; 0.02 with five times as much to do as there are processors
 GROUP_SECONDS = 2.0  # no group is evaluated more often: two processors have to do for everything
 
 # A week instead of a month: its trickle tier looks back over 84 minutes and not six hours, so it ends in this test.
