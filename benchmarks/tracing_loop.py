@@ -169,7 +169,7 @@ def child(variant: Variant, pipe: Connection) -> None:
     plugin = live(variant)
     app = application(OutputProcessor(None, log_stats=True), variant.events)
     if variant.middleware:
-        runtime._current = plugin
+        runtime.running = plugin
         app = Vitals(app)
     if variant.hooks:
         assert not any(hooks.install(plugin).values())

@@ -65,7 +65,7 @@ def exchange(**headers):
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"method": "POST", "path": "/v1/completions", "headers": pairs, "client": None, "server": ("::1", 8000)}
     head = Sampler(SamplingSettings(), {}).begin(None)
-    made = Exchange(scope, b"a", lambda _: head, time.time() - 2)
+    made = Exchange(scope, b"a", lambda _: head, time.time() - 2, None, None, 1024)
     made.status = 200
     made.ended = time.time()
     return made
