@@ -89,7 +89,7 @@ class Scraper:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Return between what the median of such values lies, 95 % sure: the percentile bootstrap, 2,000 times."""
-    source = random.Random(0)  # noqa: S311  the same figures give the same interval
+    source = random.Random(0)  # the same figures give the same interval
     medians = sorted(statistics.median(source.choices(values, k=len(values))) for _ in range(2000))
     return medians[50], medians[-51]
 

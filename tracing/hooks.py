@@ -25,6 +25,7 @@ class Live(Protocol):
     capture_content: bool
     waits_for_native: bool
     many_engines: bool
+    only_traces: bool
     processor: Any
     tracing: Timeline | None
 
@@ -45,6 +46,7 @@ class Hook(NamedTuple):
         gives: what is known only with it.
         wrap: makes the wrapper.
         idle: an expression over the parameters that tells when the wrapper has nothing to do.
+        unwanted: the same where only traces are wanted; else it would seldom be true.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Hook(NamedTuple):
     gives: str
     wrap: Callable[[Any, Live], Any]
     idle: str = ""
+    unwanted: str = ""
 
 
 def mismatch(signature: inspect.Signature, parameters: tuple[str, ...]) -> str:
@@ -125,7 +128,10 @@ def remove() -> None:
 def _install(hook: Hook, live: Live) -> None:
     owner, method, target = _target(hook)
     if not getattr(target, "vllm_vitals", False):
-        wrapper: Any = functools.wraps(target)(_with_short_cut(hook, target, hook.wrap(target, live)))
+        wrapper: Any = hook.wrap(target, live)
+        if idle := hook.idle or (hook.unwanted if live.only_traces else ""):
+            wrapper = _with_short_cut(idle, target, wrapper)
+        wrapper = functools.wraps(target)(wrapper)
         wrapper.vllm_vitals = True
         setattr(owner, method, wrapper)
 
@@ -136,22 +142,22 @@ def short_cut({names}):
         idle = {idle}
     except Exception:
         idle = False
-    return target({names}) if idle else wrapper({names})
+    return _original({names}) if idle else _wrapper({names})
 """
 
 
-def _with_short_cut(hook: Hook, target: Any, wrapper: Any) -> Any:
+def _with_short_cut(idle: str, target: Any, wrapper: Any) -> Any:
     """Return a wrapper that goes straight to vLLM's method where there is nothing to do, a fifth of the cost.
 
     It has the parameters of the method itself, whatever they are in this vLLM: passing on *args and **kwargs is what
     costs the event loop.
     """
     parameters = [*inspect.signature(target).parameters.values()]
-    if not hook.idle or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+    if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
         return wrapper
     names = ", ".join(p.name for p in parameters)
-    scope = {"target": target, "wrapper": wrapper, "served": SERVED.get, "UNWANTED": UNWANTED}
-    exec(_SHORT_CUT.format(names=names, idle=hook.idle), scope)  # noqa: S102  names of parameters and our own text
+    scope = {"_original": target, "_wrapper": wrapper, "served": SERVED.get, "UNWANTED": UNWANTED}
+    exec(_SHORT_CUT.format(names=names, idle=idle), scope)  # noqa: S102  names of parameters and our own text
     made: Any = scope["short_cut"]
     made.__defaults__ = tuple(p.default for p in parameters if p.default is not p.empty) or None
     return made
@@ -366,7 +372,7 @@ HOOKS: Final = (
     Hook(
         "OutputProcessor.add_request", _PROCESSOR, ("request",),
         "which HTTP request a sequence belongs to, its session", _wrap_add_request,
-        idle="served() is UNWANTED",
+        unwanted="served() is UNWANTED",
     ),
     Hook(
         "IterationStats.update_from_events", "vllm.v1.metrics.stats",
@@ -376,7 +382,7 @@ HOOKS: Final = (
     Hook(
         "OutputProcessor._update_stats_from_finished", _PROCESSOR, ("req_state", "finish_reason", "iteration_stats"),
         "exact phases, tokens and finish reason", _wrap_update_stats_from_finished,
-        idle="getattr(req_state, 'vllm_vitals', None) is None",  # unwanted, or begun before we were there
+        unwanted="getattr(req_state, 'vllm_vitals', None) is None",  # unwanted, or begun before we were there
     ),
     Hook("OutputProcessor.abort_requests", _PROCESSOR, ("request_ids",), "aborted requests", _wrap_abort_requests),
     Hook("OutputProcessor.propagate_error", _PROCESSOR, ("e",), "requests lost with an engine", _wrap_propagate_error),
