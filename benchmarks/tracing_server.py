@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from measured import ROOT, interval, table
@@ -61,8 +62,8 @@ class Collector:
         self._process.wait()
 
 
-def servers(collector: Collector) -> dict[str, VllmServer]:
-    """Start all variants."""
+def starts(collector: Collector) -> dict[str, Callable[[], VllmServer]]:
+    """Return what starts each variant."""
     own = DELAY | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     process = own | {"VLLM_VITALS_TRACING_EXPORT": "process"}
     off = {"OTEL_TRACES_SAMPLER": "always_off"}
@@ -70,17 +71,22 @@ def servers(collector: Collector) -> dict[str, VllmServer]:
     only_traces = Path(tempfile.mkdtemp(prefix="vitals-only-")) / "vitals.yaml"
     only_traces.write_text("tracing:\n  only_traces: true\n")
     only = {"VLLM_VITALS_CONFIG": str(only_traces)}
+
+    def traced(environment: dict[str, str], *flags: str) -> Callable[[], VllmServer]:
+        return lambda: TracedVllm(CACHE, *flags, environment=environment)
+
     return {
-        BARE: VllmServer(CACHE),
-        "without the plugin, once more": VllmServer(CACHE),
-        "own, unsampled": TracedVllm(CACHE, environment=own | off),
-        "own, unsampled, only_traces": TracedVllm(CACHE, environment=own | off | only),
-        "own, 1 %": TracedVllm(CACHE, environment=own | one),
-        "own, 100 %, export: thread": TracedVllm(CACHE, environment=own),
-        "own, 100 %, export: process": TracedVllm(CACHE, environment=process),
-        "own, 100 %, export: process, only_traces": TracedVllm(CACHE, environment=process | only),
-        "vLLM's own tracing, no plugin": VllmServer(CACHE, "--otlp-traces-endpoint", collector.url, environment=DELAY),
-        "alongside, 100 %": TracedVllm(CACHE, "--otlp-traces-endpoint", collector.url, environment=DELAY),
+        BARE: lambda: VllmServer(CACHE),
+        "without the plugin, once more": lambda: VllmServer(CACHE),
+        "own, unsampled": traced(own | off),
+        "own, unsampled, only_traces": traced(own | off | only),
+        "own, 1 %": traced(own | one),
+        "own, 100 %, export: thread": traced(own),
+        "own, 100 %, export: process": traced(process),
+        "vLLM's own tracing, no plugin": lambda: VllmServer(
+            CACHE, "--otlp-traces-endpoint", collector.url, environment=DELAY
+        ),
+        "alongside, 100 %": traced(DELAY, "--otlp-traces-endpoint", collector.url),
     }
 
 
@@ -108,12 +114,14 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
     requests = int(sys.argv[2]) if len(sys.argv) > 2 else 48
     collector = Collector()
-    running = servers(collector)
-    found: dict[str, list[float]] = {name: [] for name in running}
+    running: dict[str, VllmServer] = {}
     try:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            for server in running.values():
-                server.wait_until_ready()
+            for name, start in starts(collector).items():  # one by one: each needs the whole machine for its start
+                print(f"starting: {name}", file=sys.stderr)
+                running[name] = start()
+                running[name].wait_until_ready()
+            found: dict[str, list[float]] = {name: [] for name in running}
             for server in running.values():  # vLLM freezes and warms up what it has on the way
                 cpu_per_request(server, pool, 4 * requests)
             for number in range(rounds):

@@ -187,10 +187,7 @@ def _wrap_add_request(original: Any, live: Live) -> Any:
                 # The end of a streamed input whose last piece was answered already: vLLM only lets go of it here.
                 timeline = getattr(before, "vllm_vitals", None)
                 if timeline is not None:
-                    timeline.finish(before, "stop")
-                    if live.capture_content:
-                        timeline.output_text = _output_text(before)
-                    _done(timeline, live)
+                    _end(timeline, before, "stop", live)
         except Exception as error:
             live.hook_failed("OutputProcessor.add_request", error)
         return result
@@ -285,10 +282,7 @@ def _wrap_abort_requests(original: Any, live: Live) -> Any:
             for state in states:
                 timeline = getattr(state, "vllm_vitals", None)
                 if timeline is not None and not timeline.done and state.request_id not in self.request_states:
-                    timeline.finish(state, "abort")
-                    if live.capture_content:
-                        timeline.output_text = _output_text(state)
-                    _done(timeline, live)
+                    _end(timeline, state, "abort", live)
         except Exception as error:
             live.hook_failed("OutputProcessor.abort_requests", error)
         return result
@@ -349,6 +343,13 @@ def _wrap_do_tracing(original: Any, live: Live) -> Any:
                 _done(timeline, live)
 
     return do_tracing
+
+
+def _end(timeline: Timeline, state: Any, reason: str, live: Live) -> None:
+    timeline.finish(state, reason)
+    if live.capture_content:
+        timeline.output_text = _output_text(state)
+    _done(timeline, live)
 
 
 def _done(timeline: Timeline, live: Live) -> None:
