@@ -171,7 +171,9 @@ def _target(hook: Hook) -> tuple[Any, str, Any]:
 
 def _wrap_add_request(original: Any, live: Live) -> Any:
     def add_request(*args: Any, **kwargs: Any) -> Any:
-        self, request, before = args[0], None, None
+        self: Any = args[0]
+        request: Any = None
+        before = None
         try:
             request = args[1] if len(args) > 1 else kwargs["request"]
             before = self.request_states.get(request.request_id)
