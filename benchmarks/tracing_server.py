@@ -1,12 +1,12 @@
 """CPU of vLLM's API server process per request, with the plugin in its variants, without, and with vLLM's own tracing.
 
-.venv/bin/python benchmarks/tracing_server.py [ROUNDS [REQUESTS]]
+.venv/bin/python benchmarks/tracing_server.py [ROUNDS [REQUESTS [NUMBER...]]]     NUMBER: of a variant, as listed below
 
 All servers are up at once; a round sends a slice of the same requests to each, in another order each time, and what
 counts is the ratio to the server without the plugin in the same round. A second server without the plugin shows what
 such a ratio says where there is nothing to see. CPU time is the kernel's clock of the process, in nanoseconds: all its
 threads, but neither the child of `export: process` nor the collector. The model costs next to nothing, so the API
-server's own share of a request is as large as it gets.
+server's own share of a request is as large as it gets. A server takes 2 GB, so with less than 24 GB name some variants.
 """
 
 import concurrent.futures
@@ -114,10 +114,13 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
     requests = int(sys.argv[2]) if len(sys.argv) > 2 else 48
     collector = Collector()
+    wanted = {0, *map(int, sys.argv[3:])}
     running: dict[str, VllmServer] = {}
     try:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            for name, start in starts(collector).items():  # one by one: each needs the whole machine for its start
+            for number, (name, start) in enumerate(starts(collector).items()):  # each start needs the whole machine
+                if wanted != {0} and number not in wanted:
+                    continue
                 print(f"starting: {name}", file=sys.stderr)
                 running[name] = start()
                 running[name].wait_until_ready()
