@@ -25,6 +25,7 @@ class PrometheusServer(Program):
         interval: seconds between scrapes.
         rules: rule files.
         alertmanager: host:port of one.
+        itself: scrape itself, too, as the job `prometheus`.
         options: more arguments.
     """
 
@@ -38,6 +39,7 @@ class PrometheusServer(Program):
         interval: float = 1.0,
         rules: Sequence[Path] = (),
         alertmanager: str | None = None,
+        itself: bool = False,
         options: Sequence[str] = (),
     ):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,7 @@ class PrometheusServer(Program):
                     "metrics_path": (paths or {}).get(job, "/metrics"),
                     "static_configs": [{"targets": list(targets)}],
                 }
-                for job, targets in jobs.items()
+                for job, targets in {**jobs, **({"prometheus": [address]} if itself else {})}.items()
             ],
         }
         self._config = config
