@@ -107,7 +107,7 @@ def init(
         written += _put_away(folder, "prometheus/rules/*.rules.yml", files, stamp)
         written += _put_away(folder, "grafana/dashboards/*.json", files, stamp)
         for one in ("tls", "grafana/dashboards", "prometheus/rules", "prometheus/targets"):
-            (folder / one).mkdir(exist_ok=True)
+            _open_folder(folder, folder / one)
         made = make_missing(folder)
     except OSError as error:
         raise ConfigError(f"DIR: expected a writable folder, found {error.filename}: {error.strerror}") from None
@@ -208,7 +208,7 @@ def _last_wins(files: Iterable[File]) -> list[File]:
 
 def _write(folder: Path, file: File, stamp: str) -> Written:
     path = folder / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _open_folder(folder, path.parent)
     backup = None
     outcome: Outcome = "new"
     if path.exists():
@@ -223,6 +223,14 @@ def _write(folder: Path, file: File, stamp: str) -> Written:
     temporary.chmod(0o755 if file.executable else 0o644)  # users of containers read it
     temporary.replace(path)
     return Written(file.path, outcome, backup)
+
+
+def _open_folder(bundle: Path, folder: Path) -> None:
+    """Make a folder that users of containers can enter, whatever the umask; the bundle's own is not mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while folder != bundle:
+        folder.chmod(0o755)
+        folder = folder.parent
 
 
 def _backup(path: Path, stamp: str) -> Path:
