@@ -69,9 +69,7 @@ class Result:
     notes: tuple[str, ...]
 
 
-def init(
-    folder: Path, *, profiles: Sequence[str] = (), engines: Sequence[str] = (), sla: Path | None = None
-) -> Result:
+def init(folder: Path, *, profiles: Sequence[str] = (), engines: Sequence[str] = (), sla: Path | None = None) -> Result:
     """Write a bundle, or bring one to this version; what is there is kept or backed up, and no secret changes.
 
     Args:

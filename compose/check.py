@@ -21,7 +21,14 @@ _AMTOOL: Final = ("amtool",)
 def check(folder: Path) -> list[Finding]:
     """Return everything looked at; raises ConfigError when there is no bundle."""
     require(folder)
-    return [*_files(folder), *_secrets(folder), *_env(folder), *_own_files(folder), *_programs(folder), *_compose(folder)]
+    return [
+        *_files(folder),
+        *_secrets(folder),
+        *_env(folder),
+        *_own_files(folder),
+        *_programs(folder),
+        *_compose(folder),
+    ]
 
 
 def require(folder: Path) -> None:
@@ -66,7 +73,9 @@ def _env(folder: Path) -> Iterator[Finding]:
         yield Finding("problem", ".env", f"COMPOSE_PROFILES: {expected}", "edit .env")
     latest = [name for name, image in found.items() if name.endswith("_IMAGE") and _floating(image)]
     if latest:
-        yield Finding("note", ".env", f"without a fixed version: {', '.join(latest)}", "name a tag: a restart must not upgrade")
+        yield Finding(
+            "note", ".env", f"without a fixed version: {', '.join(latest)}", "name a tag: a restart must not upgrade"
+        )
     address = found.get("BIND_ADDRESS", "127.0.0.1")
     if address not in {"127.0.0.1", "::1", "[::1]", "localhost"}:
         yield Finding(
@@ -102,10 +111,17 @@ def _programs(folder: Path) -> Iterator[Finding]:
 def _asked(programs: Sequence[str], arguments: Sequence[str], what: str) -> Finding:
     found = next((path for name in programs if (path := shutil.which(name))), None)
     if found is None:
-        return Finding("note", what, f"not looked at: {programs[0]} is not on PATH", "its container says at `up` what is wrong")
+        return Finding(
+            "note", what, f"not looked at: {programs[0]} is not on PATH", "its container says at `up` what is wrong"
+        )
     try:
         said = subprocess.run(
-            [found, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_DEADLINE, check=False
+            [found, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_DEADLINE,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Finding("problem", what, f"{programs[0]} gave no answer within {_DEADLINE:.0f} s")

@@ -77,7 +77,9 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--profile", action="append", default=[], metavar="NAME",
         help="what shall run: metrics (default), traces, logs, all, demo, vllm; again, or by commas, for more",
     )  # fmt: skip
-    init.add_argument("--engine", action="append", default=[], metavar="[NAME=]URL", help="a vLLM to watch; again for more")
+    init.add_argument(
+        "--engine", action="append", default=[], metavar="[NAME=]URL", help="a vLLM to watch; again for more"
+    )
     init.add_argument("--sla", type=Path, metavar="FILE", help="promises to watch (default: ours)")
 
     for name, run, summary in (
@@ -123,7 +125,13 @@ def _init(options: argparse.Namespace) -> int:
 
 def _print_result(folder: Path, result: "Result") -> None:
     counts = Counter(one.outcome for one in result.files)
-    told = {"new": "new", "same": "as they were", "changed": "replaced", "yours": "yours, left alone", "gone": "removed"}
+    told = {
+        "new": "new",
+        "same": "as they were",
+        "changed": "replaced",
+        "yours": "yours, left alone",
+        "gone": "removed",
+    }
     print(f"files     {', '.join(f'{counts[key]} {words}' for key, words in told.items() if counts[key])}  ({folder})")
     for one in result.files:
         if one.backup is not None:

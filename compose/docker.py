@@ -12,7 +12,9 @@ from typing import Any, Final
 from ..scalars import ConfigError
 
 _SHORT: Final = 60.0
-_GET_DOCKER: Final = "see https://docs.docker.com/engine/install/ (Debian 13, Ubuntu: apt install docker.io docker-compose)"
+_GET_DOCKER: Final = (
+    "see https://docs.docker.com/engine/install/ (Debian 13, Ubuntu: apt install docker.io docker-compose)"
+)
 _GET_COMPOSE: Final = "see https://docs.docker.com/compose/install/linux/ (Docker's packages: docker-compose-plugin)"
 _GET_DAEMON: Final = "is it running, and may you use it? systemctl start docker; usermod -aG docker $USER"
 OLDEST_COMPOSE: Final = (2, 26)  # subpath of volumes, `!reset` and `!override` in overlays
@@ -123,7 +125,9 @@ def _documents(text: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _service(one: Mapping[str, Any]) -> Service:
-    return Service(one["Service"], one["State"], one.get("Health", ""), int(one.get("ExitCode", 0)), one.get("Name", ""))
+    return Service(
+        one["Service"], one["State"], one.get("Health", ""), int(one.get("ExitCode", 0)), one.get("Name", "")
+    )
 
 
 def _last(text: str) -> str:

@@ -63,7 +63,9 @@ def loose(bundle: Path) -> list[str]:
             found.append(f"{FOLDER}/{name}: missing; vllm-vitals bundle init makes it")
             continue
         if path.stat().st_mode & 0o077:
-            found.append(f"{FOLDER}/{name}: others can read it (mode {path.stat().st_mode & 0o777:o}); chmod 600 {path}")
+            found.append(
+                f"{FOLDER}/{name}: others can read it (mode {path.stat().st_mode & 0o777:o}); chmod 600 {path}"
+            )
         if path.stat().st_size == 0 and make is not str:
             found.append(f"{FOLDER}/{name}: empty; remove it, vllm-vitals bundle init makes a new one")
     return found

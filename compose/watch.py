@@ -89,7 +89,9 @@ def _tell(compose: Compose, broken: Sequence[Service], said: str, say: Callable[
 def _is_news(line: str) -> bool:
     """Whether a line of Compose's progress says what went wrong."""
     lowered = line.lower()
-    return any(word in lowered for word in ("error", "fail", "denied", "no such", "unhealthy", "didn't complete", "invalid"))
+    return any(
+        word in lowered for word in ("error", "fail", "denied", "no such", "unhealthy", "didn't complete", "invalid")
+    )
 
 
 # What a person opens: (name, variable of the port, its default, service, path, who logs in).

@@ -100,7 +100,12 @@ def offline(services: dict) -> str:
         if service.get("network_mode") == "none":
             continue
         # Written out for each: YAML's anchors lose these tags.
-        lines += [f"  {name}:", "    network_mode: service:netns", "    networks: !reset null", "    ports: !reset null"]
+        lines += [
+            f"  {name}:",
+            "    network_mode: service:netns",
+            "    networks: !reset null",
+            "    ports: !reset null",
+        ]
         lines += ["    extra_hosts: !reset null"] if "extra_hosts" in service else []
         lines += ["    build: {network: none}"] if "build" in service else []
     return "\n".join(lines) + "\n"
@@ -111,7 +116,10 @@ def running_bundle(docker: images.Docker, compose_file: dict, tmp_path_factory) 
     """A bundle of the profiles metrics and demo, started by the command; what it printed stands in `.output`."""
     sla = tmp_path_factory.mktemp("sla") / "sla.yaml"
     promises = (SHIPPED.parent / "alerts/sla.yaml").read_text()
-    sla.write_text(re.sub(r"(?ms)^receivers:.*", "", promises) + f"receivers:\n  page: {{type: webhook, url: \"{WEBHOOK}\"}}\n  ticket: {{}}\n")
+    sla.write_text(
+        re.sub(r"(?ms)^receivers:.*", "", promises)
+        + f'receivers:\n  page: {{type: webhook, url: "{WEBHOOK}"}}\n  ticket: {{}}\n'
+    )
     bundle = Bundle(docker, tmp_path_factory.mktemp("running") / "bundle")
     init(bundle.folder, profiles=["metrics", "demo"], sla=sla)
     (bundle.folder / "compose.offline.yaml").write_text(offline(compose_file["services"]))

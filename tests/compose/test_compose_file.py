@@ -18,7 +18,11 @@ JOBS = {"secrets", "elasticsearch-setup", "kibana-setup"}
 PROBED = {"collector": "collector-probe", "jaeger": "jaeger-probe"}
 # Who needs more than nothing, and why it stands in the file.
 ROOT = {"secrets", "filebeat"}
-CAPABILITIES = {"secrets": {"CHOWN", "DAC_OVERRIDE", "FOWNER"}, "filebeat": {"DAC_READ_SEARCH"}, "proxy": {"NET_BIND_SERVICE"}}
+CAPABILITIES = {
+    "secrets": {"CHOWN", "DAC_OVERRIDE", "FOWNER"},
+    "filebeat": {"DAC_READ_SEARCH"},
+    "proxy": {"NET_BIND_SERVICE"},
+}
 ENV = env_file.settings((SHIPPED / ".env.example").read_text())
 
 each_service = pytest.mark.parametrize("name", SERVICES)
@@ -121,7 +125,9 @@ def test_elasticsearch_has_no_way_out_and_no_way_in():
 
 def test_every_secret_reaches_whom_it_is_given_to():
     script = SERVICES["secrets"]["command"][0]
-    given = set(re.findall(r"\b(?:es_\w+_password|grafana_admin_password|kibana_encryption_key|hf_token|proxy_users)\b", script))
+    given = set(
+        re.findall(r"\b(?:es_\w+_password|grafana_admin_password|kibana_encryption_key|hf_token|proxy_users)\b", script)
+    )
     assert given == set(SHIPPED_FILE["secrets"]) == set(SERVICES["secrets"]["secrets"])
     mounted = {
         mount["volume"]["subpath"]

@@ -51,7 +51,9 @@ def test_prometheus_scrapes_the_exporter_and_everything_else(bundle):
 
 def test_a_scene_of_the_demo_becomes_an_alert_at_the_webhook(bundle):
     def told() -> set[str]:
-        lines = [line for line in bundle.compose("logs", "--no-log-prefix", "webhook").splitlines() if line.startswith("{")]
+        lines = [
+            line for line in bundle.compose("logs", "--no-log-prefix", "webhook").splitlines() if line.startswith("{")
+        ]
         return {alert["labels"]["alertname"] for line in lines for alert in json.loads(line)["alerts"]}
 
     wait_for(lambda: told() & {"GPUXidFatal", "GPULost", "VLLMServerDown"}, "a page", 180, pause=2)
@@ -69,7 +71,9 @@ def test_a_killed_service_comes_back(bundle, service):
 
     def back() -> bool:
         now = json.loads(bundle.docker("inspect", container))[0]
-        return now["RestartCount"] > before["RestartCount"] and now["State"].get("Health", {}).get("Status") == "healthy"
+        return (
+            now["RestartCount"] > before["RestartCount"] and now["State"].get("Health", {}).get("Status") == "healthy"
+        )
 
     wait_for(back, f"{service} again", 60, pause=0.5)
 

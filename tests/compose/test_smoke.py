@@ -25,7 +25,9 @@ def answers():
         "/jaeger/api/traces/": {
             "data": [{"spans": [{"operationName": name} for name in ("vllm.queue", "vllm.prefill", "vllm.decode")]}]
         },
-        "/elasticsearch/logs-vllm": {"hits": {"hits": [{"_index": "logs-vllm-default", "_source": {"message": "done"}}]}},
+        "/elasticsearch/logs-vllm": {
+            "hits": {"hits": [{"_index": "logs-vllm-default", "_source": {"message": "done"}}]}
+        },
     }
 
 

@@ -17,8 +17,36 @@ from pathlib import Path
 
 from vllm_vitals.compose.source_archive import archive
 
-_BUSYBOX = ("sh", "sleep", "wget", "cat", "cp", "chmod", "chown", "mkdir", "mv", "rm", "ls", "id", "grep", "echo", "touch", "ln", "test", "env", "kill")
-_OF_WHEELS = {"libpthread.so.0", "libdl.so.2", "librt.so.1", "libm.so.6", "libc.so.6", "libgcc_s.so.1", "libstdc++.so.6"}
+_BUSYBOX = (
+    "sh",
+    "sleep",
+    "wget",
+    "cat",
+    "cp",
+    "chmod",
+    "chown",
+    "mkdir",
+    "mv",
+    "rm",
+    "ls",
+    "id",
+    "grep",
+    "echo",
+    "touch",
+    "ln",
+    "test",
+    "env",
+    "kill",
+)
+_OF_WHEELS = {
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "libm.so.6",
+    "libc.so.6",
+    "libgcc_s.so.1",
+    "libstdc++.so.6",
+}
 _PASSWD = "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
 
 
@@ -64,7 +92,18 @@ class Root:
         binary = Path(sys.base_prefix) / "bin" / version
         self.program(binary, str(binary))
         source, target = base / "lib" / version, self.folder / str(base).lstrip("/") / "lib" / version
-        unneeded = shutil.ignore_patterns("test", "tests", "idlelib", "tkinter", "turtledemo", "site-packages", "dist-packages", "__pycache__", "EXTERNALLY-MANAGED", "config-*")
+        unneeded = shutil.ignore_patterns(
+            "test",
+            "tests",
+            "idlelib",
+            "tkinter",
+            "turtledemo",
+            "site-packages",
+            "dist-packages",
+            "__pycache__",
+            "EXTERNALLY-MANAGED",
+            "config-*",
+        )
         shutil.copytree(source, target, symlinks=True, ignore=unneeded)
         self.libraries(*(target / "lib-dynload").glob("*.so"))
         known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True).stdout
@@ -110,10 +149,16 @@ class Docker:
 
     def __call__(self, *arguments: object, stdin=None, check: bool = True, timeout: float = 300) -> str:
         said = subprocess.run(
-            ["docker", *map(str, arguments)], env=self.env, stdin=stdin or subprocess.DEVNULL, capture_output=True, text=True,
+            ["docker", *map(str, arguments)],
+            env=self.env,
+            stdin=stdin or subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             timeout=timeout,
         )
-        assert not check or said.returncode == 0, f"docker {' '.join(map(str, arguments[:3]))}: {said.stdout[-2000:]}{said.stderr[-3000:]}"
+        assert not check or said.returncode == 0, (
+            f"docker {' '.join(map(str, arguments[:3]))}: {said.stdout[-2000:]}{said.stderr[-3000:]}"
+        )
         return said.stdout
 
 
@@ -129,18 +174,36 @@ def make(docker: Docker, pins: dict[str, str], work: Path, wheels: Path) -> None
     prometheus.program(debian / "prometheus", "/bin/prometheus")
     prometheus.folder_of(65534, "/prometheus")
     prometheus.folder_of(0, "/out")
-    prometheus.imported(docker, pins["PROMETHEUS_IMAGE"], "Prometheus 3.5 of Debian", ENTRYPOINT='["/bin/prometheus"]', USER="65534:65534")
+    prometheus.imported(
+        docker,
+        pins["PROMETHEUS_IMAGE"],
+        "Prometheus 3.5 of Debian",
+        ENTRYPOINT='["/bin/prometheus"]',
+        USER="65534:65534",
+    )
 
     alertmanager = root("alertmanager")
     alertmanager.program(debian / "prometheus-alertmanager", "/bin/alertmanager")
     alertmanager.folder_of(65534, "/alertmanager")
     if (debian / "alertmanager-share").is_dir():
         shutil.copytree(debian / "alertmanager-share", alertmanager.folder / "usr/share/prometheus/alertmanager")
-    alertmanager.imported(docker, pins["ALERTMANAGER_IMAGE"], "Alertmanager of Debian", ENTRYPOINT='["/bin/alertmanager"]', USER="65534:65534")
+    alertmanager.imported(
+        docker,
+        pins["ALERTMANAGER_IMAGE"],
+        "Alertmanager of Debian",
+        ENTRYPOINT='["/bin/alertmanager"]',
+        USER="65534:65534",
+    )
 
     node = root("node")
     node.program(debian / "prometheus-node-exporter", "/bin/node_exporter")
-    node.imported(docker, pins["NODE_EXPORTER_IMAGE"], "node_exporter of Debian", ENTRYPOINT='["/bin/node_exporter"]', USER="65534:65534")
+    node.imported(
+        docker,
+        pins["NODE_EXPORTER_IMAGE"],
+        "node_exporter of Debian",
+        ENTRYPOINT='["/bin/node_exporter"]',
+        USER="65534:65534",
+    )
 
     python = root("python")
     python.python(wheels)
@@ -150,7 +213,12 @@ def make(docker: Docker, pins: dict[str, str], work: Path, wheels: Path) -> None
     standin.python(None)
     shutil.copy(Path(__file__).with_name("stand_in.py"), standin.folder / "stand_in.py")
     standin.folder_of(472, "/var/lib/grafana")
-    standin.imported(docker, pins["GRAFANA_IMAGE"], "STAND-IN, no Grafana", ENTRYPOINT='["/usr/local/bin/python", "/stand_in.py", "grafana"]')
+    standin.imported(
+        docker,
+        pins["GRAFANA_IMAGE"],
+        "STAND-IN, no Grafana",
+        ENTRYPOINT='["/usr/local/bin/python", "/stand_in.py", "grafana"]',
+    )
 
 
 def collect_wheels(cache: Path) -> Path:
