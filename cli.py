@@ -18,7 +18,7 @@ from .alerts.command import add_rules
 from .compose.command import add_bundle
 from .config import OPTIONS, Settings, load, unknown_variables
 from .dashboards.command import add_dashboards
-from .demo.scenes import SCENES, Scene
+from .demo.scenes import SCENES, Play, Scene
 from .scalars import ConfigError
 
 _SETTINGS_FILES: Final = ("vitals.yaml", "vitals.yml")
@@ -40,6 +40,7 @@ _EXAMPLES: Final = {
     "demo": """examples:
   vllm-vitals demo                                   two simulated engines on eight simulated GPUs
   vllm-vitals demo --scene engine-crash --listen 127.0.0.1:9999
+  vllm-vitals demo --scene burst --times 1 --speed 4         one burst, then even load, four times as fast
   vllm-vitals demo --engines 64 --pages-only         only the engines' pages, for load tests""",
     "logging-config": """examples:
   vllm-vitals logging-config > logging.json
@@ -123,7 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--engines", type=_positive, default=2, metavar="N", help="simulated engines (default 2)")
     demo.add_argument("--simulated-gpus", type=_positive, default=8, metavar="N", help="simulated GPUs (default 8)")
     demo.add_argument(
-        "--base-port", type=_positive, default=18100, metavar="PORT", help="first engine's port (default 18100)"
+        "--base-port",
+        type=_port,
+        default=18100,
+        metavar="PORT",
+        help="first engine's port (default 18100; 0: any free ones)",
     )
     demo.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     demo.add_argument("--pages-only", action="store_true", help="serve the engines' pages, no exporter")
@@ -180,6 +185,14 @@ def _add_scene(parser: argparse.ArgumentParser, scenes: Iterable[str]) -> None:
     parser.add_argument(
         "--scene", choices=list(scenes), default="steady", help="what happens in the demo (default steady)"
     )
+    parser.add_argument(
+        "--times", type=_positive, metavar="N", help="play the scene N times, then even load (default: again and again)"
+    )
+    parser.add_argument("--speed", type=_speed, default=1.0, metavar="N", help="play it N times as fast (default 1)")
+
+
+def _play(options: argparse.Namespace) -> Play:
+    return Play(options.scene, options.times, options.speed)
 
 
 def _scene_lines(scenes: Mapping[str, Scene]) -> str:
@@ -190,6 +203,22 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
     return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port, 0 to 65535, found {text!r}")
+    return int(text)
+
+
+def _speed(text: str) -> float:
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0.0 < speed <= 100.0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, at most 100, found {text!r}")
+    return speed
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -218,11 +247,9 @@ def _up(options: argparse.Namespace) -> int:
     from .up import up  # noqa: PLC0415
 
     settings = _settings(options)
-    scene = options.scene if options.demo else None
+    play = _play(options) if options.demo else None
     state = options.state or Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "vllm-vitals"
-    return asyncio.run(
-        up(settings, scene=scene, state=state, with_prometheus=not options.no_prometheus, sla=options.sla)
-    )
+    return asyncio.run(up(settings, play=play, state=state, with_prometheus=not options.no_prometheus, sla=options.sla))
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -231,7 +258,7 @@ def _demo(options: argparse.Namespace) -> int:
     return asyncio.run(
         demo(
             _settings(options),
-            scene=options.scene,
+            play=_play(options),
             engines=options.engines,
             gpus=options.simulated_gpus,
             base_port=options.base_port,

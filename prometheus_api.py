@@ -57,12 +57,21 @@ class Prometheus:
         Raises QueryError when Prometheus refuses the query, ConfigError when there is none at the address.
         """
         asked = {"query": expression} | ({"time": f"{at:.3f}"} if at is not None else {})
-        return _series(self._ask("/api/v1/query", asked))
+        return self._series("/api/v1/query", asked)
 
     def range(self, expression: str, start: float, end: float, step: float) -> list[Series]:
         """Return an expression's series from start to end (Unix seconds), one point every step; raises as instant."""
         asked = {"query": expression, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
-        return _series(self._ask("/api/v1/query_range", asked))
+        return self._series("/api/v1/query_range", asked)
+
+    def _series(self, path: str, asked: Mapping[str, str]) -> list[Series]:
+        try:
+            return _series(self._ask(path, asked))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            raise self._stranger() from None
+
+    def _stranger(self) -> ConfigError:
+        return ConfigError(f"--prometheus: {self.url} does not answer as Prometheus does")
 
     def _ask(self, path: str, asked: Mapping[str, str]) -> Any:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -82,7 +91,7 @@ class Prometheus:
             data = json.loads(body)
             status = data["status"]
         except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"--prometheus: {self.url} does not answer as Prometheus does") from None
+            raise self._stranger() from None
         if status != "success":
             raise QueryError(str(data.get("error", "no reason given")))
         return data["data"]

@@ -13,7 +13,7 @@ from .alerts.sla import DEFAULT, load
 from .companions import Companions, Missing
 from .config import EngineSettings, Settings
 from .demo.fleet import Fleet
-from .demo.scenes import SCENES
+from .demo.scenes import SCENES, Play
 from .demo.serve import DemoServers
 from .exporter.local_servers import find_local_servers
 from .exporter.serve import running, stop_signal
@@ -23,12 +23,12 @@ _FIRST_LOOK_SECONDS: Final = 10.0
 _FIRST_SCRAPE_SECONDS: Final = 30.0
 
 
-async def up(settings: Settings, *, scene: str | None, state: Path, with_prometheus: bool, sla: Path | None) -> int:
+async def up(settings: Settings, *, play: Play | None, state: Path, with_prometheus: bool, sla: Path | None) -> int:
     """Run everything until SIGINT or SIGTERM; returns the exit code.
 
     Args:
         settings: the user's settings.
-        scene: the demo's scene, None for the real machine.
+        play: the demo's scene, None for the real machine.
         state: where Prometheus and Alertmanager keep their data.
         with_prometheus: start them when they are on PATH.
         sla: the promises that they watch, None for the default ones.
@@ -36,12 +36,10 @@ async def up(settings: Settings, *, scene: str | None, state: Path, with_prometh
     promises = load(sla or DEFAULT)  # a wrong file is told before anything starts
     stop = stop_signal()
     async with contextlib.AsyncExitStack() as stack:
-        if scene is None:
+        if play is None:
             sidecar = _real(settings)
         else:
-            sidecar = await stack.enter_async_context(
-                _simulated(settings, scene, engines=2, gpus=8, base_port=0, seed=0)
-            )
+            sidecar = await stack.enter_async_context(_simulated(settings, play))
         url = await stack.enter_async_context(running(settings, sidecar))
         await _wait(stop, sidecar.ready.wait(), _FIRST_LOOK_SECONDS)
         _describe(sidecar)
@@ -68,24 +66,28 @@ async def up(settings: Settings, *, scene: str | None, state: Path, with_prometh
 
 
 async def demo(
-    settings: Settings, *, scene: str, engines: int, gpus: int, base_port: int, seed: int, pages_only: bool
+    settings: Settings, *, play: Play, engines: int, gpus: int, base_port: int, seed: int, pages_only: bool
 ) -> int:
     """Run simulated engines, and the sidecar over them, until SIGINT or SIGTERM; returns the exit code."""
     stop = stop_signal()
-    fleet = Fleet.build(scene, engines, gpus, seed)
-    print(f"scene {scene}: {SCENES[scene].description}")
+    fleet = Fleet.build(play.scene, engines, gpus, seed, times=play.times)
+    print(f"scene {play.scene}: {SCENES[play.scene].description}")
     async with contextlib.AsyncExitStack() as stack:
-        servers = DemoServers(fleet, base_port=base_port)
+        servers = DemoServers(fleet, base_port=base_port, speed=play.speed, when_over=partial(_say_over, play))
         await servers.start()
         stack.push_async_callback(servers.close)
         for name, engine_url in servers.urls.items():
             print(f"engine     {engine_url}/metrics  {name}")
         if not pages_only:
-            url = await stack.enter_async_context(running(settings, _over(fleet, servers, settings, scene)))
+            url = await stack.enter_async_context(running(settings, _over(fleet, servers, settings, play.scene)))
             print(f"live page  {url}/\nmetrics    {url}/metrics")
         print("Ctrl-C stops everything", flush=True)
         await stop.wait()
     return 0
+
+
+def _say_over(play: Play) -> None:
+    print(f"scene {play.scene} is over: even load goes on", flush=True)
 
 
 def _real(settings: Settings) -> Sidecar:
@@ -95,15 +97,13 @@ def _real(settings: Settings) -> Sidecar:
 
 
 @contextlib.asynccontextmanager
-async def _simulated(
-    settings: Settings, scene: str, *, engines: int, gpus: int, base_port: int, seed: int
-) -> AsyncIterator[Sidecar]:
-    fleet = Fleet.build(scene, engines, gpus, seed)
-    print(f"demo          scene {scene}: {SCENES[scene].description}")
-    servers = DemoServers(fleet, base_port=base_port)
+async def _simulated(settings: Settings, play: Play) -> AsyncIterator[Sidecar]:
+    fleet = Fleet.build(play.scene, times=play.times)
+    print(f"demo          scene {play.scene}: {SCENES[play.scene].description}")
+    servers = DemoServers(fleet, base_port=0, speed=play.speed, when_over=partial(_say_over, play))
     await servers.start()
     try:
-        yield _over(fleet, servers, settings, scene)
+        yield _over(fleet, servers, settings, play.scene)
     finally:
         await servers.close()
 

@@ -104,9 +104,11 @@ def _causes() -> list[dict[str, Any]]:
             "target_matchers": ['alertname=~"GPULost|GPUStaleSnapshot"'],
             "equal": ["instance"],
         },
+        # Its XID tells why. It was delivered before the loss was certain, and Alertmanager tells nobody that an alert
+        # is over while it is inhibited: the incident would stay open.
         {
             "source_matchers": ['alertname="GPULost"'],
-            "target_matchers": ['alertname=~"GPU.*"', 'alertname!="GPULost"'],
+            "target_matchers": ['alertname=~"GPU.*"', 'alertname!~"GPULost|GPUXid.*"'],
             "equal": ["instance", "uuid"],
         },
     ]

@@ -122,13 +122,17 @@ def _loaded(options: argparse.Namespace) -> "tuple[Sla, Callable[[str], str]]":
 
 def _live(options: argparse.Namespace, sla: "Sla", place: "Callable[[str], str]") -> "list[str]":
     """Ask the running Prometheus, if one is named; returns what is worth a note."""
+    from ..prometheus_api import QueryError  # noqa: PLC0415
     from .live import bucket_notes, refuse_unmatched  # noqa: PLC0415
 
     prometheus = _prometheus(options)
     if prometheus is None:
         return []
-    refuse_unmatched(sla, prometheus, place)
-    return [*bucket_notes(sla, prometheus)]
+    try:
+        refuse_unmatched(sla, prometheus, place)
+        return [*bucket_notes(sla, prometheus)]
+    except QueryError as error:
+        raise ConfigError(f"--prometheus: {prometheus.url} refuses a query: {error}") from None
 
 
 def _prometheus(options: argparse.Namespace) -> "Prometheus | None":

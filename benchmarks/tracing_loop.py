@@ -2,17 +2,25 @@
 
 .venv/vllm/bin/python benchmarks/tracing_loop.py [ROUNDS]     vLLM's environment with the plugin; no engine runs
 
-Each round serves the same requests twice, as they are and with the plugin, and takes the difference in CPU time of the
-loop's thread; the drain thread is not started. A request has 8 tokens in 3 steps.
+Each variant is a process of its own, forked from one that has imported vLLM and warm before anything is measured. A
+round has each variant serve a slice of the same requests, one after the other in another order each time; what counts
+is the CPU time of the loop's thread above that of the variant without the plugin in the same round. The drain thread is
+not started: what it would take from the queue is taken outside the measured time. A request has 8 tokens in 3 steps.
 """
 
 import asyncio
 import gc
+import os
+import random
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
-from measured import table
+from measured import interval, table
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor
@@ -25,7 +33,9 @@ from vllm_vitals.tracing.runtime import Runtime
 from vllm_vitals.tracing.sampling import Sampler
 from vllm_vitals.tracing_settings import SamplingSettings
 
-REQUESTS = 400
+WARM_UP = 3000
+SLICE = 480
+WINDOW = 16  # requests between two looks of the drain thread
 STEPS = 3
 PARAMS = SamplingParams(max_tokens=8, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
 HEADERS = [
@@ -33,7 +43,39 @@ HEADERS = [
     (b"accept-encoding", b"gzip"), (b"content-type", b"application/json"), (b"content-length", b"312"),
     (b"authorization", b"Bearer abc"),
 ]  # fmt: skip
+REQUEST_ID = (b"x-request-id", b"abcdef0123456789")
 TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0%d"
+YES = [*HEADERS, (b"traceparent", TRACEPARENT % 1), REQUEST_ID]
+NO = [*HEADERS, (b"traceparent", TRACEPARENT % 0), REQUEST_ID]
+UNASKED = [*HEADERS, REQUEST_ID]
+
+
+class Variant(NamedTuple):
+    """What is served, and which parts of the plugin look on."""
+
+    headers: list[tuple[bytes, bytes]]
+    hooks: bool = True
+    middleware: bool = True
+    only_traces: bool = False
+    sampler: str = "parentbased_always_on"
+    events: int = 0  # of a streamed answer
+
+
+BARE, BARE_STREAM = "without the plugin", "without the plugin, stream of 8 events"
+VARIANTS = {
+    BARE: Variant(NO, hooks=False, middleware=False),
+    BARE_STREAM: Variant(NO, hooks=False, middleware=False, events=8),
+    "sampled": Variant(YES),
+    "sampled, nobody sent X-Request-Id or traceparent": Variant(HEADERS),
+    "sampled, stream of 8 events": Variant(YES, events=8),
+    "unsampled: the caller's flag": Variant(NO),
+    "unsampled: by ratio": Variant(UNASKED, sampler="parentbased_always_off"),
+    "only_traces, sampled": Variant(YES, only_traces=True),
+    "only_traces, unsampled: the caller's flag": Variant(NO, only_traces=True),
+    "only_traces, unsampled: by ratio": Variant(UNASKED, only_traces=True, sampler="parentbased_always_off"),
+    "middleware alone": Variant(YES, hooks=False),
+    "hooks alone": Variant(YES, middleware=False),
+}
 
 
 class Sink:
@@ -44,12 +86,12 @@ class Sink:
         self.output = output
 
 
-def live() -> Runtime:
+def live(variant: Variant) -> Runtime:
     """Return a plugin whose drain thread does not run."""
-    sampler = Sampler(SamplingSettings(), {})
+    sampler = Sampler(SamplingSettings(forced_per_second=1e9), {"OTEL_TRACES_SAMPLER": variant.sampler})
     return Runtime(
         assembly=Assembly(sampler, hash_text=str), sampler=sampler, sinks=(), counters=Counters(), queue_size=1 << 20,
-        body_bytes=65536, capture_content=False, rewrites_traceparent=False, only_traces=False,
+        body_bytes=65536, capture_content=False, rewrites_traceparent=False, only_traces=variant.only_traces,
         metrics_page=lambda _: ("", b""), minute_line=lambda: "",
     )  # fmt: skip
 
@@ -98,73 +140,88 @@ async def send(_message) -> None:
     return None
 
 
-async def serve(app, headers, plugin: Runtime) -> float:
-    """Return CPU seconds of this thread per request."""
-    begin = time.thread_time()
-    for number in range(REQUESTS):
-        if number % 16 == 0:
-            while plugin._queue:  # as the drain thread does
-                for timeline in getattr(plugin._queue.pop(), "sequences", None) or ():
-                    timeline.exchange = None
-        scope = {
-            "type": "http", "method": "POST", "path": "/v1/completions", "scheme": "http", "headers": headers,
-            "client": ("127.0.0.1", 5000), "server": ("127.0.0.1", 8000),
-        }  # fmt: skip
-        await app(scope, receive, send)
-    return (time.thread_time() - begin) / REQUESTS
+def drain(plugin: Runtime) -> None:
+    """Let go of what is finished, as the drain thread does."""
+    queue = plugin._queue
+    while queue:
+        for timeline in getattr(queue.popleft(), "sequences", None) or ():
+            timeline.exchange = None
 
 
-def round_of(
-    headers, events: int, *, with_hooks: bool, with_middleware: bool, only_traces: bool = False
-) -> tuple[float, float]:
-    """Return seconds per request without and with the plugin's parts."""
-    processor = OutputProcessor(None, log_stats=True)
-    app = application(processor, events)
-    plugin = live()
-    plugin.only_traces = only_traces
-    without = asyncio.run(serve(app, headers, plugin))
-    runtime._current = plugin if with_middleware else None
-    if with_hooks:
+async def serve(app, headers, plugin: Runtime, requests: int) -> float:
+    """Return CPU microseconds of this thread per request."""
+    spent = 0
+    for _ in range(requests // WINDOW):
+        begin = time.thread_time_ns()
+        for _ in range(WINDOW):
+            scope = {
+                "type": "http", "method": "POST", "path": "/v1/completions", "scheme": "http", "headers": headers,
+                "client": ("127.0.0.1", 5000), "server": ("127.0.0.1", 8000),
+            }  # fmt: skip
+            await app(scope, receive, send)
+        spent += time.thread_time_ns() - begin
+        drain(plugin)
+    return spent / (requests // WINDOW * WINDOW) / 1000
+
+
+def child(variant: Variant, pipe: Connection) -> None:
+    """Serve a slice whenever asked to."""
+    plugin = live(variant)
+    app = application(OutputProcessor(None, log_stats=True), variant.events)
+    if variant.middleware:
+        runtime.running = plugin
+        app = Vitals(app)
+    if variant.hooks:
         assert not any(hooks.install(plugin).values())
-    try:
-        return without, asyncio.run(serve(Vitals(app) if with_middleware else app, headers, plugin))
-    finally:
-        hooks.remove()
-        runtime._current = None
+    loop = asyncio.new_event_loop()
+    while requests := pipe.recv():
+        loop.run_until_complete(serve(app, variant.headers, plugin, WINDOW * 2))  # caches that others have used since
+        pipe.send(loop.run_until_complete(serve(app, variant.headers, plugin, requests)))
+
+
+def started(variant: Variant) -> Callable[[int], float]:
+    """Fork a child for a variant; returns a call that has it serve a slice."""
+    ours, theirs = Pipe()
+    if not os.fork():
+        try:
+            ours.close()
+            child(variant, theirs)
+        except EOFError:  # the parent ended
+            pass
+        finally:
+            os._exit(0)
+    theirs.close()
+
+    def serve_slice(requests: int) -> float:
+        ours.send(requests)
+        return ours.recv()
+
+    return serve_slice
 
 
 def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     gc.collect()
     gc.freeze()  # as vLLM's API server does once it is up: else each collection walks all of torch
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 60
-    sampled = [*HEADERS, (b"traceparent", TRACEPARENT % 1), (b"x-request-id", b"abcdef0123456789")]
-    unsampled = [*HEADERS, (b"traceparent", TRACEPARENT % 0), (b"x-request-id", b"abcdef0123456789")]
-    cases = {
-        "sampled": (sampled, 0, True, True),
-        "unsampled": (unsampled, 0, True, True),
-        "unsampled, only_traces": (unsampled, 0, True, True, True),
-        "unsampled, no X-Request-Id sent": (HEADERS, 0, True, True),
-        "unsampled, stream of 8 events": (unsampled, 8, True, True),
-        "middleware alone": (unsampled, 0, False, True),
-        "hooks alone": (unsampled, 0, True, False),
-    }
-    differences: dict[str, list[float]] = {name: [] for name in cases}
-    bare: dict[str, list[float]] = {name: [] for name in cases}
+    calls = {name: started(variant) for name, variant in VARIANTS.items()}
+    for call in calls.values():
+        call(WARM_UP)
+    found: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for number in range(rounds):
         print(f"\rround {number + 1}/{rounds}", end="", file=sys.stderr)
-        for name, (headers, events, with_hooks, with_middleware, *only) in cases.items():
-            without, plugged = round_of(
-                headers, events, with_hooks=with_hooks, with_middleware=with_middleware, only_traces=bool(only)
-            )
-            differences[name].append((plugged - without) * 1e6)
-            bare[name].append(without * 1e6)
+        for name in random.sample([*calls], len(calls)):
+            found[name].append(calls[name](SLICE))
     print(file=sys.stderr)
-    rows = [
-        (name, *(f"{value:.1f}" for value in (statistics.median(found), sorted(found)[len(found) // 10],
-                                              statistics.median(bare[name]))))
-        for name, found in differences.items()
-    ]  # fmt: skip
-    table(("request", "added, us (median)", "added, us (10th percentile)", "vLLM's own part here, us"), rows)
+    rows = []
+    for name, variant in VARIANTS.items():
+        bare = BARE_STREAM if variant.events else BARE
+        if name == bare:
+            continue
+        added = [own - base for own, base in zip(found[name], found[bare], strict=True)]
+        low, high = interval(added)
+        row = (name, f"{statistics.median(added):.1f}", f"{low:.1f} to {high:.1f}")
+        rows.append((*row, f"{min(found[name]) - min(found[bare]):.1f}", f"{statistics.median(found[bare]):.1f}"))
+    table(("request", "added, us (median)", "95 % of it", "difference of minima", "vLLM's own part here, us"), rows)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,34 @@
-"""CPU of vLLM's API server process per request, with the plugin in its variants, without, and with vLLM's own tracing.
+"""CPU of vLLM's API server process per request: the plugin in its variants and vLLM's own tracing, against none.
 
-.venv/bin/python benchmarks/tracing_server.py [ROUNDS [REQUESTS]]
+.venv/bin/python benchmarks/tracing_server.py [ROUNDS [REQUESTS [SERVER...]]]     SERVER: process, thread, only, native
 
-All servers are up at once; each round sends the same requests to each in another order, and what counts is the ratio
-to the server without the plugin in the same round. The model costs next to nothing, so the API server's own share of a
-request is as large as it gets. The child of `export: process` and the collector are other processes and not counted.
+One server after the other, each compared with itself: benchmarks/switch takes the plugin off and puts it on inside the
+running process, hooks, middleware and stat logger; only its idle thread stays. A round has a slice of requests in each
+mode, in another order each time, and what counts is the ratio to the slice of the same round with the plugin off. A
+second slice with the plugin off shows what such a ratio says where there is nothing to see. CPU time is the kernel's
+clock of the process, in nanoseconds: all its threads, but neither the child of `export: process` nor the collector.
+The model costs next to nothing, so the API server's own share of a request is as large as it gets.
 """
 
 import concurrent.futures
+import itertools
+import os
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-import psutil
-from measured import ROOT, table
+from measured import ROOT, interval, table
 from support.calls import chat, completion, post
 from support.fixtures import CACHE
 from support.traced_vllm import TracedVllm
 from support.vllm_server import VllmServer
+from support.waiting import wait_for
 
 RECEIVER = """
 import sys
@@ -31,6 +39,23 @@ with OtlpReceiver() as receiver:
     while sys.stdin.readline():
         receiver.clear()
 """
+START_SECONDS = 900  # where others are at work on the machine
+SETTLE_SECONDS = 0.4  # the drain thread looks ten times a second, spans wait 100 ms
+WARM_UP = 8  # requests after a switch: bytecode that was specialised for the other way
+TRACEPARENT = "00-%032x-b7ad6b7169203331-0%d"
+
+
+class Mode(NamedTuple):
+    """What a slice is served with; one request in `sampled_each` is sampled, 0 for none."""
+
+    name: str
+    on: bool = True
+    sampled_each: int = 1
+
+
+OFF, AGAIN = Mode("off", on=False), Mode("off, once more", on=False)
+UNSAMPLED, ONE_PERCENT = Mode("unsampled", sampled_each=0), Mode("1 % sampled", sampled_each=100)
+ALL = Mode("100 % sampled")
 
 
 class Collector:
@@ -54,68 +79,131 @@ class Collector:
         self._process.wait()
 
 
-def servers(collector: Collector) -> dict[str, VllmServer]:
-    """Start all variants."""
-    own = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
-    one = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
+class Case(NamedTuple):
+    """A server and the modes that it is measured in."""
+
+    name: str
+    start: Callable[[], VllmServer]
+    modes: tuple[Mode, ...]
+
+
+def cases(collector: Collector, fifo: Path) -> dict[str, Case]:
+    """Return all servers."""
+    switch = {
+        "PYTHONPATH": str(ROOT / "benchmarks/switch"),
+        "VITALS_SWITCH": str(fifo),
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+    }
+    own = switch | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    process = own | {"VLLM_VITALS_TRACING_EXPORT": "process"}
+    settings = fifo.with_name("vitals.yaml")
+    settings.write_text("tracing:\n  only_traces: true\n  sampling: {forced_per_second: 1000000}\n")
+    only = process | {"VLLM_VITALS_CONFIG": str(settings)}
+    everybody = fifo.with_name("forced.yaml")
+    everybody.write_text("tracing:\n  sampling: {forced_per_second: 1000000}\n")
+    own |= {"VLLM_VITALS_CONFIG": str(everybody)}
+    process |= {"VLLM_VITALS_CONFIG": str(everybody)}
+    flags = ("--otlp-traces-endpoint", collector.url)
     return {
-        "without the plugin": VllmServer(CACHE),
-        "own, unsampled": TracedVllm(CACHE, environment=own | {"OTEL_TRACES_SAMPLER": "always_off"}),
-        "own, 1 %": TracedVllm(CACHE, environment=own | one),
-        "own, 100 %, export: thread": TracedVllm(CACHE, environment=own),
-        "own, 100 %, export: process": TracedVllm(CACHE, environment=own | {"VLLM_VITALS_TRACING_EXPORT": "process"}),
-        "vLLM's own tracing, no plugin": VllmServer(CACHE, "--otlp-traces-endpoint", collector.url),
-        "alongside, 100 %": TracedVllm(CACHE, "--otlp-traces-endpoint", collector.url),
+        "process": Case(
+            "own, export: process",
+            lambda: TracedVllm(CACHE, environment=process),
+            (OFF, AGAIN, UNSAMPLED, ONE_PERCENT, ALL),
+        ),
+        "only": Case(
+            "own, only_traces, export: process",
+            lambda: TracedVllm(CACHE, environment=only),
+            (OFF, UNSAMPLED, ONE_PERCENT, ALL),
+        ),
+        "thread": Case("own, export: thread", lambda: TracedVllm(CACHE, environment=own), (OFF, UNSAMPLED, ALL)),
+        "native": Case(
+            "vLLM's own tracing, no plugin",
+            lambda: VllmServer(CACHE, *flags, environment=switch),
+            (OFF, UNSAMPLED, ALL),
+        ),
     }
 
 
-def send(server: VllmServer, number: int) -> int:
+def send(server: VllmServer, number: int, *, sampled: bool = True) -> int:
     """Send one request: every other one streams."""
+    headers = {"traceparent": TRACEPARENT % (random.getrandbits(128) or 1, sampled)}
     if number % 2:
-        return post(server.url, "/v1/chat/completions", chat(stream=True)).status
-    return post(server.url, "/v1/completions", completion(prompt=f"Request {number}")).status
+        return post(server.url, "/v1/chat/completions", chat(stream=True), headers).status
+    return post(server.url, "/v1/completions", completion(prompt=f"Request {number}"), headers).status
 
 
-def cpu_per_request(server: VllmServer, requests: int) -> float:
+def turn(fifo: Path, *, on: bool) -> None:
+    """Switch tracing in the server that listens."""
+    done = fifo.with_suffix(".done")
+    done.unlink(missing_ok=True)
+    word = "on" if on else "off"
+    fifo.write_text(f"{word}\n")
+    wait_for(lambda: done.exists() and done.read_text() == word, f"tracing {word}", 60)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process, threads that have ended included: CPUCLOCK_SCHED of another process."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def cpu_per_request(server: VllmServer, pool: concurrent.futures.Executor, sampled: list[bool]) -> float:
     """Return CPU milliseconds of the API server process."""
-    process = psutil.Process(server.process.pid)
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        before = sum(process.cpu_times()[:2])
-        assert set(pool.map(lambda number: send(server, number), range(requests))) == {200}
-    time.sleep(1.2)  # what the plugin does behind the requests belongs to them
-    return (sum(process.cpu_times()[:2]) - before) / requests * 1000
+    before = cpu_seconds(server.process.pid)
+    statuses = pool.map(lambda number: send(server, number, sampled=sampled[number]), range(len(sampled)))
+    assert set(statuses) == {200}
+    time.sleep(SETTLE_SECONDS)  # what the plugin does behind the requests belongs to them
+    return (cpu_seconds(server.process.pid) - before) / len(sampled) * 1000
+
+
+def measure(case: Case, fifo: Path, rounds: int, requests: int) -> list[tuple[str, ...]]:
+    """Return the rows of one server."""
+    print(f"starting: {case.name}", file=sys.stderr)
+    server = case.start()
+    found: dict[Mode, list[float]] = {mode: [] for mode in case.modes}
+    counts = {mode: itertools.count(1) for mode in case.modes}
+
+    def some(mode: Mode, number: int) -> list[bool]:
+        return [bool(mode.sampled_each) and next(counts[mode]) % mode.sampled_each == 0 for _ in range(number)]
+
+    try:
+        server.ready(f"{server.url}/health", seconds=START_SECONDS)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            cpu_per_request(server, pool, [True] * 4 * requests)  # vLLM warms up what it has on the way
+            for number in range(rounds):
+                print(f"\rround {number + 1}/{rounds}", end="", file=sys.stderr)
+                for mode in random.sample(case.modes, len(case.modes)):
+                    turn(fifo, on=mode.on)
+                    cpu_per_request(server, pool, some(mode, WARM_UP))
+                    found[mode].append(cpu_per_request(server, pool, some(mode, requests)))
+        print(file=sys.stderr)
+    finally:
+        server.stop()
+    rows = []
+    for mode, costs in found.items():
+        ratios = [cost / base for cost, base in zip(costs, found[OFF], strict=True)]
+        added = [(cost - base) * 1000 for cost, base in zip(costs, found[OFF], strict=True)]
+        low, high = interval(ratios)
+        row = (case.name, mode.name, f"{statistics.median(costs):.2f}", f"{statistics.median(ratios):.3f}")
+        rows.append((*row, f"{low:.3f} to {high:.3f}", f"{statistics.median(added):.0f}"))
+    return rows
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    requests = int(sys.argv[2]) if len(sys.argv) > 2 else 128
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+    requests = int(sys.argv[2]) if len(sys.argv) > 2 else 48
     collector = Collector()
-    running = servers(collector)
+    fifo = Path(tempfile.mkdtemp(prefix="vitals-switch-")) / "switch"
+    os.mkfifo(fifo)
+    rows: list[tuple[str, ...]] = []
     try:
-        for name, server in running.items():
-            print(f"starting: {name}", file=sys.stderr)
-            server.wait_until_ready()
-            cpu_per_request(server, 32)
-        found: dict[str, list[float]] = {name: [] for name in running}
-        for number in range(rounds):
-            names = random.sample([*running], len(running))
-            for name in names:
-                print(f"\rround {number + 1}/{rounds}: {name:<40}", end="", file=sys.stderr)
-                found[name].append(cpu_per_request(running[name], requests))
+        for name, case in cases(collector, fifo).items():
+            if name in sys.argv[3:] or not sys.argv[3:]:
+                rows += measure(case, fifo, rounds, requests)
             collector.clear()
-        print(file=sys.stderr)
     finally:
-        for server in running.values():
-            server.stop()
         collector.close()
-    bare = found["without the plugin"]
-    rows = []
-    for name, costs in found.items():
-        ratios = sorted(cost / base for cost, base in zip(costs, bare, strict=True))
-        spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
-        row = (name, f"{statistics.median(costs):.2f}", f"{statistics.median(ratios):.3f}", spread)
-        rows.append((*row, f"{sum(costs) / sum(bare):.3f}"))
-    table(("variant", "CPU ms per request", "median of paired ratios", "middle half", "ratio of sums"), rows)
+    head = ("server", "requests", "CPU ms per request", "median of paired ratios", "95 % of it", "added, us")
+    table(head, rows)
 
 
 if __name__ == "__main__":

@@ -41,15 +41,23 @@ class Fleet:
         now: seconds played so far.
         servers: the simulated servers.
         gpus: a GPU source for the exporter.
+        over: whether the scene has been played as often as it should; even load goes on.
     """
 
     def __init__(
-        self, scene: Scene, servers: tuple[Server, ...], seats: tuple[_Seat, ...], gpus: SimulatedGpus
+        self,
+        scene: Scene,
+        servers: tuple[Server, ...],
+        seats: tuple[_Seat, ...],
+        gpus: SimulatedGpus,
+        times: int | None = None,
     ) -> None:
         self.now = 0.0
         self.servers = servers
         self.gpus = gpus
+        self.over = False
         self._scene = scene
+        self._times = times
         self._seats = seats
         self._ticks = 0
         self._played = 0  # events, over all cycles
@@ -66,8 +74,25 @@ class Fleet:
         }
 
     @classmethod
-    def build(cls, scene: str, engines: int = 2, gpus: int = 8, seed: int = 0, epoch: float = _EPOCH) -> "Fleet":
+    def build(
+        cls,
+        scene: str,
+        engines: int = 2,
+        gpus: int = 8,
+        seed: int = 0,
+        epoch: float = _EPOCH,
+        *,
+        times: int | None = None,
+    ) -> "Fleet":
         """Return a fleet of `engines` servers; those for which no GPU is left run without one.
+
+        Args:
+            scene: its name.
+            engines: number of servers.
+            gpus: number of GPUs.
+            seed: of everything random.
+            epoch: Unix time at which the clock is 0.
+            times: how often the scene is played before even load goes on; None: again and again.
 
         Raises:
             KeyError: the scene is not in SCENES.
@@ -83,7 +108,7 @@ class Fleet:
                 size = model.config.tensor_parallel_size
                 seats.append(_Seat(number, engine, tuple(free[:size])))
                 del free[:size]
-        return cls(playing, tuple(servers), tuple(seats), SimulatedGpus(gpus, seed, epoch))
+        return cls(playing, tuple(servers), tuple(seats), SimulatedGpus(gpus, seed, epoch), times)
 
     @property
     def epoch(self) -> float:
@@ -109,6 +134,8 @@ class Fleet:
                 self.servers[seat.server].engines[seat.engine].slowdown = speed
             self.now = now
             self._play()
+            if self._times is not None and not self.over and now >= self._times * self._scene.period:
+                self._end()
 
     def page(self, server: Server) -> bytes:
         """Return a server's metrics page."""
@@ -160,11 +187,18 @@ class Fleet:
         while events:
             cycle, index = divmod(self._played, len(events))
             event = events[index]
-            if cycle * self._scene.period + event.at > self.now:
+            if cycle * self._scene.period + event.at > self.now or cycle == self._times:
                 return
             self._played += 1
             if event.server < len(self.servers):
                 self._actions[event.action](event)
+
+    def _end(self) -> None:
+        """Go on with what the servers usually get; each scene leaves GPUs and servers as it found them."""
+        self.over = True
+        for number, server in enumerate(self.servers):
+            model = MODELS[number % len(MODELS)]
+            server.change(model.config, model.traffic)
 
     def _on_gpu(self, event: Event, act: Callable[[int], None]) -> None:
         gpus = [gpu for seat in self._seats if seat.server == event.server for gpu in seat.gpus]

@@ -1,4 +1,4 @@
-"""The demo's scenes as a table: what arrives, and what happens to GPUs and servers; every scene repeats."""
+"""The demo's scenes as a table: what arrives, and what happens to GPUs and servers; every scene can repeat."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -64,6 +64,20 @@ class Scene(NamedTuple):
     events: tuple[Event, ...] = ()
 
 
+class Play(NamedTuple):
+    """How a scene is played.
+
+    Attributes:
+        scene: its name.
+        times: how often, before even load goes on; None: again and again.
+        speed: seconds of the scene per second.
+    """
+
+    scene: str
+    times: int | None = None
+    speed: float = 1.0
+
+
 def shaped(traffic: Traffic, shape: Shape, period: float) -> Traffic:
     """Return a server's traffic in a scene."""
     return replace(
@@ -116,7 +130,7 @@ SCENES: Final[Mapping[str, Scene]] = {
             Event(30, Action.XID, gpu=1, code=79),
             Event(30, Action.LOSE, gpu=1),
             Event(30, Action.STALL),
-            Event(50, Action.CRASH),
+            Event(60, Action.CRASH),
             Event(75, Action.XID, server=1, code=94),
             Event(90, Action.RECOVER, gpu=1),
             Event(115, Action.RESTART),

@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from ..exporter.http_server import HttpServer, Request, Response
@@ -22,16 +23,31 @@ _LONGEST_CATCH_UP: Final = 5.0  # seconds: after a suspended laptop, the fleet d
 class DemoServers:
     """Serve a fleet's pages and let its clock run.
 
+    Args:
+        fleet: what is played.
+        host: to listen on.
+        base_port: of the first server, the others follow; 0: any free ones.
+        speed: seconds of the fleet's clock per second; times on the pages run ahead with it.
+        when_over: called once the scene has been played as often as it should.
+
     Attributes:
         urls: base URL by server name, after start; a crashed server keeps its port.
     """
 
-    def __init__(self, fleet: Fleet, host: str = "127.0.0.1", base_port: int = 18100, speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        host: str = "127.0.0.1",
+        base_port: int = 18100,
+        speed: float = 1.0,
+        when_over: Callable[[], None] | None = None,
+    ) -> None:
         self.urls: dict[str, str] = {}
         self._fleet = fleet
         self._host = host
         self._base_port = base_port
         self._speed = speed
+        self._when_over = when_over
         self._listening: dict[str, HttpServer] = {}
         self._ports: dict[str, int] = {}
         self._clock: asyncio.Task[None] | None = None
@@ -77,6 +93,9 @@ class DemoServers:
             played += min(now - before, _LONGEST_CATCH_UP) * self._speed
             before = now
             self._fleet.advance(played)
+            if self._fleet.over and self._when_over is not None:
+                self._when_over()
+                self._when_over = None
             try:
                 await self._follow_crashes()
             except OSError as error:  # somebody took the port meanwhile; the next tick tries again

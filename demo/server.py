@@ -57,6 +57,13 @@ class Server:
         for engine in self.engines:
             engine.stall()
 
+    def change(self, config: EngineConfig, traffic: Traffic) -> None:
+        """Go on with other settings and other traffic; counters and running requests stay."""
+        self.config = config
+        for engine in self.engines:
+            engine.config = config
+        self._workload.change(traffic, self.now)
+
     def worker_pid(self, engine: int, rank: int) -> int:
         """Return the simulated process that holds a GPU."""
         return self._pid + 1 + engine * 8 + rank

@@ -136,6 +136,13 @@ class Workload:
             self._draw_arrival()
             yield self._request(arrival)
 
+    def change(self, traffic: Traffic, now: float) -> None:
+        """Let other traffic arrive from now on, which has conversations of its own."""
+        self._traffic = traffic
+        self._sessions.clear()
+        self._next_arrival = now  # a Poisson process has no memory, so the arrival that was drawn may be forgotten
+        self._draw_arrival()
+
     def answered(self, request: Request, generated: int) -> None:
         """Let a conversation go on: its next turn repeats prompt and answer."""
         history = request.prompt_tokens - request.prefix_tokens + generated

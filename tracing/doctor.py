@@ -67,6 +67,8 @@ def _settings(environ: Mapping[str, str]) -> list[Finding]:
     findings = [Finding("ok", "Settings", path or "defaults (VLLM_VITALS_CONFIG names a vitals.yaml)")]
     if not settings.enabled:
         findings.append(Finding("note", "Tracing", "off: tracing.enabled says so"))
+    if settings.only_traces:
+        findings.append(Finding("note", "Lines and metrics", "none of requests: only_traces is on"))
     if settings.capture_content:
         findings.append(Finding("note", "Content", "prompts and answers go into spans: capture_content is on"))
     return findings

@@ -16,6 +16,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 PATHS: Final = ("/v1/", "/v2/", "/inference/", "/invocations", "/pooling", "/classify", "/score", "/rerank",
                 "/generative_scoring", "/embed")  # fmt: skip
+USUAL_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
 
 
 class Exchange:
@@ -30,30 +31,38 @@ class Exchange:
         complete: the last byte of the answer was handed over.
         disconnected: the caller hung up before that.
         error_type: class of an exception that left the application.
-        receive, send: ASGI's, which `received` and `sent` stand in for; set by the middleware.
-        body_limit: bytes of the body that are kept at most.
+        receive, send: ASGI's, which `received` and `sent` stand in for.
+        body_left: bytes of the body that may still be kept; negative once it is dropped.
         body: the request's body in pieces, by reference; dropped when it grows beyond a limit.
-        body_bytes: its size so far, negative once dropped.
         sequences: what the engine made of it.
         released: the drain thread stopped waiting for sequences: they report themselves.
         waits_until: monotonic seconds; written by the drain thread.
     """
 
     ended = first_byte = waits_until = 0.0
-    status = body_bytes = 0
+    status = 0
     streamed = complete = disconnected = released = False
     error_type = ""
     body: list[bytes] | None = None
     sequences: "list[Timeline] | None" = None
-    receive: Receive
-    send: Send
-    body_limit: int
 
-    def __init__(self, scope: Any, raw_id: bytes, decide: Callable[[Any], Head], started: float) -> None:
+    def __init__(
+        self,
+        scope: Any,
+        raw_id: bytes,
+        decide: Callable[[Any], Head],
+        started: float,
+        receive: Receive,
+        send: Send,
+        body_left: int,
+    ) -> None:
         self.scope = scope
         self.raw_id = raw_id
         self._decide = decide
         self.started = started
+        self.receive = receive
+        self.send = send
+        self.body_left = body_left
 
     # Methods, not closures of the middleware: those are six objects more for the garbage collector.
 
@@ -62,11 +71,10 @@ class Exchange:
         message = await self.receive()
         if message["type"] == "http.request":
             piece = message.get("body")
-            if piece and self.body_bytes >= 0:
-                self.body_bytes += len(piece)
-                if self.body_bytes > self.body_limit:
+            if piece and self.body_left >= 0:
+                self.body_left -= len(piece)
+                if self.body_left < 0:
                     self.body = None
-                    self.body_bytes = -1
                 elif self.body is None:
                     self.body = [piece]
                 else:
@@ -144,6 +152,11 @@ class Unwanted:
 
 
 UNWANTED: Final = Unwanted()
+
+
+def is_traced(scope: Any) -> bool:
+    """Return whether a request is one for the engine."""
+    return scope["path"].startswith(PATHS) or path_of(scope).startswith(PATHS)
 
 
 def path_of(scope: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 from . import runtime
-from .exchange import PATHS, UNWANTED, Receive, Send, path_of
+from .exchange import UNWANTED, USUAL_PATHS, Exchange, Receive, Send, is_traced, path_of
 from .log_context import SERVED
 
 Application: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
@@ -27,36 +27,32 @@ class Vitals:
     def __init__(self, app: Application) -> None:
         self._app = app
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    # No coroutine of its own: where nothing is wanted of a request, that would be a good part of what it costs.
+    def __call__(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one connection."""
-        live = runtime.current()
+        live = runtime.running
         if live is None and scope["type"] == "http" and runtime.is_pending():  # vLLM before 0.11.1
             runtime.start_pending(_output_processor(scope))
-            live = runtime.current()
+            live = runtime.running
         if live is None or scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        path = path_of(scope)
-        if scope["method"] == "OPTIONS" or not path.startswith(PATHS):
-            if path == REQUEST_METRICS:
-                await _serve_metrics(live, scope, send)
-            else:
-                await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
+        if scope["path"] not in USUAL_PATHS and not is_traced(scope):
+            if path_of(scope) == REQUEST_METRICS:
+                return _serve_metrics(live, scope, send)
+            return self._app(scope, receive, send)
+        exchange = None
         try:
-            exchange, scope = live.begin(scope)
+            if live.only_traces and not live.may_be_sampled(scope):
+                # Not taken back: servers give each request a context of its own. Where one does not, the next request
+                # comes through here as well.
+                SERVED.set(UNWANTED)
+            elif scope["method"] != "OPTIONS":
+                exchange, scope = live.begin(scope, receive, send)
         except Exception as error:
             live.hook_failed("middleware", error)
-            await self._app(scope, receive, send)
-            return
-        if exchange is None:  # nothing is wanted of it
-            token = SERVED.set(UNWANTED)
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                SERVED.reset(token)
-            return
-        exchange.receive, exchange.send, exchange.body_limit = receive, send, live.body_bytes
+        return self._app(scope, receive, send) if exchange is None else self._served(live, exchange, scope)
+
+    async def _served(self, live: "runtime.Runtime", exchange: Exchange, scope: Any) -> None:
         token = SERVED.set(exchange)
         try:
             await self._app(scope, exchange.received, exchange.sent)

@@ -9,16 +9,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .assembly import Assembly
 from .counters import FORCED_SAMPLING_REFUSED, HOOK_FAILURES, REQUESTS_DROPPED, SINK_FAILURES, Counters
-from .exchange import Exchange
+from .exchange import Exchange, Receive, Send
 from .records import Request
 from .sampling import Head, Sampler
 from .sinks import Sink
 from .timeline import Timeline
-from .trace_context import format_traceparent, new_trace_id, parse_traceparent
+from .trace_context import format_traceparent, new_request_id, parse_traceparent
 
 _log: Final = logging.getLogger("vllm_vitals.tracing")
 
@@ -28,15 +28,16 @@ _GRACE_SECONDS: Final = 5.0  # an abort reaches the engine a little after the HT
 _CLOSE_SECONDS: Final = 2.0
 _MINUTE: Final = 60.0
 _REQUEST_ID: Final = 256
+_HEAD: Final = "vllm_vitals.head"  # in the scope: decided when the request came
 _PRINTABLE: Final = re.compile(rb"[!-~]+")
 
-_current: "Runtime | None" = None
+running: "Runtime | None" = None
 _pending: list[Callable[[Any], None]] = []
 
 
 def current() -> "Runtime | None":
     """Return the running plugin of this process, None when there is none."""
-    return _current
+    return running
 
 
 def when_server_shows(start: Callable[[Any], None]) -> None:
@@ -101,6 +102,7 @@ class Runtime:
         self.only_traces = only_traces
         self._assembly = assembly
         self._sampler = sampler
+        self._decide = _decider(sampler)  # a method would be made anew for each request
         self._sinks = sinks
         self._counters = counters
         self._rewrites_traceparent = rewrites_traceparent
@@ -114,39 +116,48 @@ class Runtime:
 
     def start(self) -> None:
         """Begin to work; the process ends us through `close`."""
-        global _current  # noqa: PLW0603  one plugin per process, found by middleware and hooks
+        global running  # noqa: PLW0603  one plugin per process, found by middleware and hooks
         self._thread.start()
-        _current = self
+        running = self
         atexit.register(self.close)
         # Processes that multiprocessing forks end without atexit: vLLM's API servers, when there are several.
         multiprocessing.util.Finalize(None, self.close, exitpriority=10)
         os.register_at_fork(after_in_child=_forget)
 
-    def begin(self, scope: Any) -> tuple[Exchange | None, Any]:
+    def may_be_sampled(self, scope: Any) -> bool:
+        """Return False for a request that will not be; runs on the event loop.
+
+        A caller's header that does not say *no* is read when the request is over: what turns out not to be sampled then
+        is not reported.
+        """
+        sampler = self._sampler
+        if sampler.heeds_callers:
+            for name, value in scope["headers"]:
+                if name == b"traceparent":
+                    return not sampler.says_no(value)
+        head = sampler.unasked()
+        if head is None:
+            return False
+        scope[_HEAD] = head
+        return True
+
+    def begin(self, scope: Any, receive: Receive, send: Send) -> tuple[Exchange, Any]:
         """Return the exchange of a request that comes in, and the scope to pass on; runs on the event loop."""
         headers = scope["headers"]
-        decide: Callable[[Any], Head] = self._decide
-        if self.only_traces:
-            for name, value in headers:
-                if name == b"traceparent" and self._sampler.says_no(value):
-                    return None, scope
-            head = decide(scope)
-            if not head.sampled:
-                return None, scope
-            decide = _decided(head)
+        decide = self._decide
         given = b""
         for name, value in headers:
             if name == b"x-request-id":
                 given = value
                 break
         if len(given) <= _REQUEST_ID and (given.isalnum() or _PRINTABLE.fullmatch(given)):
-            exchange = Exchange(scope, given, decide, time.time())
+            exchange = Exchange(scope, given, decide, time.time(), receive, send, self.body_bytes)
             if not self._rewrites_traceparent and self.by_request_id is None:
                 return exchange, scope
             changed = [*headers]
         else:  # none, or one that would break a log or a header
-            exchange = Exchange(scope, b"%032x" % new_trace_id(), decide, time.time())
-            changed = [pair for pair in headers if pair[0] != b"x-request-id"]
+            exchange = Exchange(scope, new_request_id(), decide, time.time(), receive, send, self.body_bytes)
+            changed = [pair for pair in headers if pair[0] != b"x-request-id"] if given else [*headers]
             changed.append((b"x-request-id", exchange.raw_id))
         if self._rewrites_traceparent:
             head = exchange.head
@@ -156,13 +167,6 @@ class Runtime:
         if self.by_request_id is not None:
             self.by_request_id[exchange.request_id] = exchange
         return exchange, {**scope, "headers": changed}
-
-    def _decide(self, scope: Any) -> Head:
-        """Return the first sampling decision for a request's headers."""
-        for name, value in scope["headers"]:
-            if name == b"traceparent":
-                return self._sampler.begin(parse_traceparent(value))
-        return self._sampler.begin(None)
 
     def submit(self, done: Exchange | Timeline) -> None:
         """Hand over what is finished: one bounded append; when the queue is full the oldest goes, counted."""
@@ -206,11 +210,11 @@ class Runtime:
 
     def close(self) -> None:
         """Bring out what there is, within 2 s; safe to call again."""
-        global _current  # noqa: PLW0603
+        global running  # noqa: PLW0603
         if self._closed:
             return
         self._closed = True
-        _current = None
+        running = None
         self._stop.set()
         self._thread.join(_CLOSE_SECONDS)
 
@@ -311,11 +315,21 @@ class Runtime:
             _log.warning("%s failed, counted from now on: %r", name, error)
 
 
-def _decided(head: Head) -> Callable[[Any], Head]:
-    return lambda _: head
+def _decider(sampler: Sampler) -> Callable[[Any], Head]:
+    """Return what makes the first sampling decision for a request's headers."""
+
+    def decide(scope: Any) -> Head:
+        if (head := scope.get(_HEAD)) is not None:
+            return cast("Head", head)
+        for name, value in scope["headers"]:
+            if name == b"traceparent":
+                return sampler.begin(parse_traceparent(value))
+        return sampler.begin(None)
+
+    return decide
 
 
 def _forget() -> None:
     """A forked process has no drain thread: it stays dark."""
-    global _current  # noqa: PLW0603
-    _current = None
+    global running  # noqa: PLW0603
+    running = None

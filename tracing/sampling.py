@@ -13,6 +13,8 @@ from .trace_context import Incoming, new_trace_id
 _ERRORS: Final[frozenset[Outcome]] = frozenset({"client_error", "server_error", "rejected"})
 _ABORTED: Final[frozenset[Outcome]] = frozenset({"aborted", "disconnected"})
 _TRACEPARENT_LENGTH: Final = 55  # of version 00
+_DASH: Final = ord("-")
+_UNSAMPLED: Final = (ord("0"), ord("2"))  # last digit of the flags: none, or Level 2's word that the id is random
 _LOW_BITS: Final = (1 << 64) - 1
 
 
@@ -36,7 +38,11 @@ class Head(NamedTuple):
 
 def in_ratio(trace_id: int, ratio: float) -> bool:
     """Return whether a trace belongs to a share: OpenTelemetry's TraceIdRatioBased, on the lower 64 bits."""
-    return (trace_id & _LOW_BITS) < ratio * (1 << 64)
+    return (trace_id & _LOW_BITS) < _bound(ratio)
+
+
+def _bound(ratio: float) -> int:
+    return round(ratio * (1 << 64))
 
 
 class Sampler:
@@ -46,6 +52,10 @@ class Sampler:
         settings: of the `tracing.sampling` part.
         environ: for OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG, by OpenTelemetry's specification.
         clock: seconds, for the cap on forced traces.
+
+    Attributes:
+        heeds_callers: callers' contexts mean something.
+        refused: callers' sampled flags above the cap.
 
     Raises:
         ConfigError: a variable names no sampler.
@@ -57,8 +67,10 @@ class Sampler:
         name = environ.get("OTEL_TRACES_SAMPLER", "").strip() or "parentbased_always_on"
         self._parent_based = name.startswith("parentbased_")
         self._ratio = _ratio(name.removeprefix("parentbased_"), name, environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
+        self._bound = _bound(self._ratio)
         self._settings = settings
-        self._follows = self._parent_based and settings.incoming != "ignore"
+        self.heeds_callers = settings.incoming != "ignore"
+        self._follows = self._parent_based and self.heeds_callers
         self._keep = settings.keep
         self._clock = clock
         self._allowance = settings.forced_per_second
@@ -67,7 +79,17 @@ class Sampler:
 
     def says_no(self, traceparent: bytes) -> bool:
         """Return whether a caller's header alone says that nothing is kept, at a fraction of the cost of reading it."""
-        return self._follows and len(traceparent) == _TRACEPARENT_LENGTH and traceparent.endswith(b"-00")
+        return (
+            self._follows
+            and len(traceparent) == _TRACEPARENT_LENGTH
+            and traceparent[54] in _UNSAMPLED
+            and traceparent[52] == _DASH
+        )
+
+    def unasked(self) -> Head | None:
+        """Decide when a request comes that no caller traces; None where nothing is kept."""
+        trace_id = new_trace_id()
+        return Head(trace_id, 0, True, False, None) if trace_id & _LOW_BITS < self._bound else None
 
     def begin(self, incoming: Incoming | None) -> Head:
         """Decide when a request comes; runs on the event loop."""

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+from binascii import hexlify
 from typing import Final, NamedTuple
 
 _TRACEPARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -51,6 +52,11 @@ os.register_at_fork(after_in_child=lambda: _random.seed(os.urandom(16)))
 def new_trace_id() -> int:
     """Return 128 random bits, not all zero."""
     return _bits(128) or 1
+
+
+def new_request_id() -> bytes:
+    """Return 128 random bits as 32 hexadecimal digits."""
+    return hexlify(_bits(128).to_bytes(16, "big"))
 
 
 def new_span_id() -> int:

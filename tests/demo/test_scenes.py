@@ -152,10 +152,10 @@ def test_xid_79_takes_the_gpu_and_then_its_engine(cycle):
     assert server.up
     assert server.engines[0].running > 0
     tokens = server.engines[0].stats.generation_tokens
-    fleet.advance(start + 49.0)
+    fleet.advance(start + 59.0)
     assert server.engines[0].stats.generation_tokens == tokens
     assert gpu_values(fleet, 0)["nvidia_gpu_utilization_ratio{}"] == 1.0  # the others spin in the collective
-    fleet.advance(start + 51.0)
+    fleet.advance(start + 61.0)
     assert not server.up
     fleet.advance(start + 80.0)
     assert [event.code for event in fleet.gpus.events(0.0)] == [94]
@@ -194,3 +194,33 @@ def test_engine_crash_restarts_with_new_counters_and_a_new_start_time(cycle):
     now = server.page(fleet.epoch).decode()
     assert started(now) > started(before)
     assert fleet.epoch + start + 40.0 < started(now) < fleet.epoch + start + 70.0
+
+
+def test_a_scene_that_is_played_once_is_followed_by_even_load():
+    fleet = Fleet.build("slow-prefill", times=1)
+    fleet.advance(59.0)
+    engine = fleet.servers[0].engines[0]
+    assert not fleet.over
+    assert mean(engine, TTFT) > 2.0
+    fleet.advance(75.0)  # what was queued is worked off
+    assert fleet.over
+    assert engine.config.max_num_batched_tokens == Fleet.build("steady").servers[0].config.max_num_batched_tokens
+    late = mark(engine, TTFT)
+    fleet.advance(180.0)
+    assert mean(engine, TTFT, late) < 0.3
+    assert engine.stats.histograms[TTFT].count - late[0] > 3.5 * 105 * 0.8, "as many arrive as in an even hour"
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_scene_that_is_over_leaves_servers_and_gpus_as_it_found_them(scene):
+    fleet = Fleet.build(scene, times=2)
+    fleet.advance(2 * SCENES[scene].period)
+    assert fleet.over
+    fleet.gpus.events(0.0)
+    for second in range(60):
+        fleet.advance(2 * SCENES[scene].period + second)
+        assert all(server.up for server in fleet.servers)
+        assert not any(is_lost(fleet, gpu) for gpu in range(8))
+        assert fleet.gpus.events(0.0) == []
+    assert all(fleet.gpus.speed(gpu) == 1.0 for gpu in range(8))
+    assert not any(engine.stalled for server in fleet.servers for engine in server.engines)

@@ -95,7 +95,7 @@ def test_a_crashed_engine_refuses_connections_and_comes_back_on_its_port():
         until(lambda: not refuses(url))
         assert get(url, "/health")[0] == 200
 
-    serving(Fleet.build("engine-crash"), visit, speed=40.0)
+    serving(Fleet.build("engine-crash"), visit, speed=10.0)
 
 
 def test_a_crash_ends_kept_alive_connections_too():
@@ -106,7 +106,7 @@ def test_a_crash_ends_kept_alive_connections_too():
         assert connection.sock.recv(1) == b""  # closed by the crash, not by us
         connection.close()
 
-    serving(Fleet.build("engine-crash"), visit, speed=40.0)
+    serving(Fleet.build("engine-crash"), visit, speed=10.0)
 
 
 def test_the_pages_tell_the_present_time():

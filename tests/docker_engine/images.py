@@ -1,7 +1,7 @@
 """Images without a registry: real programs from Debian's packages and from this Python, under the tags that .env pins.
 
-For programs that cannot be had here there are stand-ins: a small HTTP server that answers where the real one would. Each
-image says in a label what is inside.
+For programs that cannot be had here there are stand-ins: a small HTTP server that answers where the real one would.
+Each image says in a label what is inside.
 """
 
 import contextlib

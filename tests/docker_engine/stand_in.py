@@ -1,4 +1,4 @@
-"""Stands in for a program that cannot be had here: answers its health address, and refuses to start without its files."""
+"""Stands in for a program that cannot be had here: answers its health address, refuses to start without its files."""
 
 import os
 import sys

@@ -67,7 +67,8 @@ class FakeDriver:
                 os.environ["FAKE_NVML_STATE"] = before
 
 
-def _driver(folder: Path, *, old_driver: bool = False, wide_processes: bool = False) -> FakeDriver:
+def fake_driver(folder: Path, *, old_driver: bool = False, wide_processes: bool = False) -> FakeDriver:
+    """Return a fake driver whose files lie in a folder."""
     # A copy has its own inode and so its own variables, although the soname is the same for all of them.
     copy = folder / "driver" / SONAME
     copy.parent.mkdir()
@@ -78,7 +79,7 @@ def _driver(folder: Path, *, old_driver: bool = False, wide_processes: bool = Fa
 @pytest.fixture
 def fake_nvml(tmp_path: Path) -> Iterator[FakeDriver]:
     """Eight H100 under load."""
-    driver = _driver(tmp_path)
+    driver = fake_driver(tmp_path)
     yield driver
     driver.state.release()
 
@@ -86,7 +87,7 @@ def fake_nvml(tmp_path: Path) -> Iterator[FakeDriver]:
 @pytest.fixture
 def fake_nvml_old(tmp_path: Path) -> Iterator[FakeDriver]:
     """The same with a driver that lacks GPM, versioned structs, `_v3` process lists and the newer field ids."""
-    driver = _driver(tmp_path, old_driver=True)
+    driver = fake_driver(tmp_path, old_driver=True)
     yield driver
     driver.state.release()
 
@@ -94,6 +95,6 @@ def fake_nvml_old(tmp_path: Path) -> Iterator[FakeDriver]:
 @pytest.fixture
 def fake_nvml_r535(tmp_path: Path) -> Iterator[FakeDriver]:
     """The same with the process list of drivers 535.43 to 535.86."""
-    driver = _driver(tmp_path, wide_processes=True)
+    driver = fake_driver(tmp_path, wide_processes=True)
     yield driver
     driver.state.release()

@@ -6,7 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from vllm_vitals.tracing.assembly import Assembly
+from vllm_vitals.tracing.assembly import Assembly, Clock
 from vllm_vitals.tracing.durations import Durations, from_span
 from vllm_vitals.tracing.exchange import Exchange
 from vllm_vitals.tracing.phases import phases
@@ -65,7 +65,7 @@ def exchange(**headers):
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"method": "POST", "path": "/v1/completions", "headers": pairs, "client": None, "server": ("::1", 8000)}
     head = Sampler(SamplingSettings(), {}).begin(None)
-    made = Exchange(scope, b"a", lambda _: head, time.time() - 2)
+    made = Exchange(scope, b"a", lambda _: head, time.time() - 2, None, None, 1024)
     made.status = 200
     made.ended = time.time()
     return made
@@ -79,6 +79,21 @@ def test_engine_times_become_wall_times(assembly):
     assert [phase.seconds for phase in phases(sequence)] == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.005)
     assert (sequence.input_tokens, sequence.cached_tokens, sequence.output_tokens) == (20, 4, 9)
     assert (sequence.temperature, sequence.n) == (0.0, 1)
+
+
+def test_the_clock_is_anchored_anew_every_ten_seconds(monkeypatch):
+    now = SimpleNamespace(monotonic=100.0, wall=1_000_100.0)
+    monkeypatch.setattr("time.monotonic", lambda: now.monotonic)
+    monkeypatch.setattr("time.time", lambda: now.wall)
+    clock = Clock()
+    assert clock.offset() == 1_000_000.0
+    now.wall += 5  # the wall clock is stepped
+    now.monotonic += 10
+    now.wall += 10
+    assert clock.offset() == 1_000_000.0
+    now.monotonic += 0.1
+    now.wall += 0.1
+    assert clock.offset() == pytest.approx(1_000_005.0)
 
 
 @pytest.mark.parametrize("shift", [86_400.0, -86_400.0, 5.0, -5.0])

@@ -8,7 +8,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from vllm_vitals.tracing import hooks, start
+from vllm_vitals.tracing.exchange import UNWANTED
 from vllm_vitals.tracing.hooks import HOOKS, mismatch
+from vllm_vitals.tracing.log_context import SERVED
+from vllm_vitals.tracing.timeline import Timeline
 
 DATA = Path(__file__).parents[1] / "data/vllm-signatures.json"
 
@@ -120,7 +123,7 @@ class Live:
     """What the hooks need of the running plugin."""
 
     processor = tracing = None
-    capture_content = waits_for_native = many_engines = False
+    capture_content = waits_for_native = many_engines = only_traces = False
 
     def __init__(self):
         self.submitted = []
@@ -169,6 +172,57 @@ def test_a_streamed_input_is_one_sequence_and_ends_with_its_last_piece(old_vllm)
     (timeline,) = live.submitted
     assert timeline is state.vllm_vitals
     assert (timeline.done, timeline.finish_reason, timeline.facts[1]) == (True, "stop", "a")
+
+
+@pytest.mark.parametrize("by", ["position", "keyword", "default"])
+def test_what_is_unwanted_goes_straight_to_vllm_however_it_is_called(old_vllm, by):
+    live = Live()
+    live.only_traces = True
+    hooks.install(live)
+    assert inspect.signature(old_vllm.OutputProcessor.add_request) == inspect.signature(
+        old_vllm.OutputProcessor.add_request.__wrapped__
+    )
+    processor = old_vllm.OutputProcessor()
+    token = SERVED.set(UNWANTED)
+    try:
+        if by == "position":
+            processor.add_request(request("a"), None, None, 0, None)
+        elif by == "keyword":
+            processor.add_request(prompt=None, request=request("a"), queue=None)
+        else:
+            processor.add_request(request("a"), None)
+        processor._update_stats_from_finished(processor.request_states["a"], "stop", iteration_stats=None)
+    finally:
+        SERVED.reset(token)
+    assert old_vllm.added == ["a"]
+    assert not hasattr(processor.request_states["a"], "vllm_vitals")
+    processor.add_request(request("b"), prompt=None)  # nobody said that this one is unwanted
+    assert hasattr(processor.request_states["b"], "vllm_vitals")
+    with pytest.raises(TypeError):
+        processor.add_request()
+
+
+def test_a_short_cut_that_fails_takes_the_long_way(old_vllm):
+    steps = []
+
+    class IterationStats:
+        def update_from_events(self, req_id, events, is_prefilling, req_stats, lora_stats):
+            steps.append(events)
+
+    sys.modules["vllm.v1.metrics.stats"].IterationStats = IterationStats
+    failures = []
+    live = Live()
+    live.hook_failed = lambda hook, error: failures.append(hook)
+    hooks.install(live)
+    statistics = IterationStats()
+    seen = SimpleNamespace(vllm_vitals=Timeline(None))
+    queued = [SimpleNamespace(type=1), SimpleNamespace(type=2)]
+    preempted = [SimpleNamespace(type=3)]
+    for events in (queued, preempted, None):
+        statistics.update_from_events("a", events, False, seen, None)
+    assert steps == [queued, preempted, None]
+    assert seen.vllm_vitals.events == [preempted, None]
+    assert failures == []
 
 
 @pytest.mark.parametrize("lacking", ["add_request", "_update_stats_from_finished"])

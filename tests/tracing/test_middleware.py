@@ -120,7 +120,10 @@ def call(app, scope, messages=({"type": "http.request", "body": b"{}"},)):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Vitals(app)(scope, receive, send))
+    async def serve():  # in a context of its own, as servers do
+        await Vitals(app)(scope, receive, send)
+
+    asyncio.run(serve())
     return sent
 
 

@@ -216,11 +216,11 @@ def test_a_collector_that_comes_late_gets_what_waited(sink_to, protocol):
 
 
 @BOTH
-@pytest.mark.parametrize("sick", ["down", "hang"])
+@pytest.mark.parametrize("sick", ["down", "hang", "reset"])
 def test_a_sick_collector_costs_the_oldest_spans_and_no_memory(receiver, sink_to, protocol, sick):
-    receiver.answers = [HANG]
+    receiver.answers = [RESET if sick == "reset" else HANG]
     port = free_port()
-    url = receiver.url(protocol) if sick == "hang" else f"http://127.0.0.1:{port}/v1/traces"
+    url = receiver.url(protocol) if sick != "down" else f"http://127.0.0.1:{port}/v1/traces"
     sink = sink_to(url, protocol, queue=100)
     for number in range(500):
         sink.take(sampled(number))
@@ -244,7 +244,7 @@ def test_close_brings_out_what_is_left(receiver, sink_to, protocol):
 
 
 @BOTH
-@pytest.mark.parametrize("sick", ["down", "hang"])
+@pytest.mark.parametrize("sick", ["down", "hang", "reset"])
 def test_close_keeps_its_deadline_and_every_span_is_accounted_for(receiver, sink_to, protocol, sick):
     receiver.answers = [HANG]
     url = receiver.url(protocol) if sick == "hang" else f"http://127.0.0.1:{free_port()}/v1/traces"
