@@ -1,4 +1,4 @@
-"""What can be said about a bundle without starting it: files, secrets, settings, and what each program's own checker says."""
+"""What can be said about a bundle without starting it: its files, secrets, settings, what programs' checkers say."""
 
 import shutil
 import subprocess

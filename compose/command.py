@@ -43,7 +43,7 @@ secrets); any other file that differs is kept as FILE.bak-TIME.""",
   pip install --upgrade vllm-vitals && vllm-vitals bundle upgrade --dir vitals
   vllm-vitals bundle upgrade --dir vitals --no-start
 
-Data, secrets and what you set in .env stay. A file that you changed and we have to replace is kept as FILE.bak-TIME.""",
+Data, secrets and what you set in .env stay. What you changed and we have to replace is kept as FILE.bak-TIME.""",
     "check": """example:
   vllm-vitals bundle check --dir vitals              nothing is started; promtool and amtool are used when on PATH""",
     "smoke": """examples:

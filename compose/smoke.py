@@ -41,7 +41,7 @@ class Places:
     ca_file: Path | None = None
 
 
-class Unreached(Exception):
+class UnreachedError(Exception):
     """A call did not succeed; the text says why."""
 
 
@@ -90,7 +90,7 @@ def _eventually(what: str, look: Callable[[], str], deadline: float, advice: str
         try:
             found = look()
             reason = "nothing there"
-        except Unreached as error:
+        except UnreachedError as error:
             reason = str(error)
         if not found:
             if time.monotonic() - began >= deadline:
@@ -108,7 +108,7 @@ def _request(places: Places, trace_id: str) -> Finding:
         asked = json.dumps({"model": model, "prompt": "Say hello.", "max_tokens": 8, "temperature": 0}).encode()
         answer = _call(places, f"{places.engine}/v1/completions", headers, asked, 120.0)
         tokens = answer["usage"]["completion_tokens"]
-    except Unreached as error:
+    except UnreachedError as error:
         return Finding("problem", "request", str(error), advice)
     except (KeyError, IndexError, TypeError):
         return Finding("problem", "request", f"{places.engine} does not answer as vLLM does", advice)
@@ -129,16 +129,16 @@ def _exemplar(places: Places, trace_id: str) -> str:
 
 
 def _trace(places: Places, trace_id: str) -> str:
-    reason: Unreached | None = None
+    reason: UnreachedError | None = None
     for path in _TRACE_PATHS:
         try:
             spans = {*_span_names(_grafana(places, "jaeger", path.format(trace_id)))}
-        except Unreached as error:
+        except UnreachedError as error:
             reason = error
             continue
         missing = _PHASES - spans
         if spans and missing:
-            raise Unreached(f"{len(spans)} kinds of spans, but not yet {', '.join(sorted(missing))}")
+            raise UnreachedError(f"{len(spans)} kinds of spans, but not yet {', '.join(sorted(missing))}")
         return f"spans {', '.join(sorted(spans))}" if spans else ""
     assert reason is not None, "there is a path"
     raise reason
@@ -147,9 +147,9 @@ def _trace(places: Places, trace_id: str) -> str:
 def _span_names(node: Any) -> Iterator[str]:
     """Yield the names of spans in either form of a trace: Jaeger's own has `operationName`, OTLP has `spans[].name`."""
     if isinstance(node, Mapping):
-        if isinstance(name := node.get("operationName"), str):
-            yield name
-        elif "spanId" in node and isinstance(name := node.get("name"), str):
+        if isinstance(name := node.get("operationName"), str) or (
+            "spanId" in node and isinstance(name := node.get("name"), str)
+        ):
             yield name
         for value in node.values():
             yield from _span_names(value)
@@ -171,7 +171,7 @@ def _grafana(places: Places, uid: str, path: str) -> Any:
     try:
         password = places.password_file.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise Unreached(f"{places.password_file}: {error.strerror}") from None
+        raise UnreachedError(f"{places.password_file}: {error.strerror}") from None
     token = base64.b64encode(f"admin:{password}".encode()).decode()
     url = f"{places.grafana}/api/datasources/proxy/uid/{uid}{path}"
     return _call(places, url, {"Authorization": f"Basic {token}"})
@@ -193,8 +193,8 @@ def _call(
         with build_opener(*handlers).open(Request(url, body, dict(headers)), timeout=seconds) as answer:
             return json.loads(answer.read(_MOST_BYTES))
     except HTTPError as error:
-        raise Unreached(f"{where} answers {error.code} {error.reason}") from None
+        raise UnreachedError(f"{where} answers {error.code} {error.reason}") from None
     except (OSError, HTTPException) as error:
-        raise Unreached(f"{where}: {getattr(error, 'reason', error)}") from None
+        raise UnreachedError(f"{where}: {getattr(error, 'reason', error)}") from None
     except ValueError:
-        raise Unreached(f"{where} answers no JSON") from None
+        raise UnreachedError(f"{where} answers no JSON") from None

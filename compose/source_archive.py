@@ -13,7 +13,7 @@ _FOUNDATION: Final = ("pyproject.toml", "README.md", "LICENSE")
 
 
 def archive(root: Path = _ROOT) -> bytes:
-    """Return source.tar.gz: what pyproject.toml lists. Equal sources make equal bytes, so that a build is not repeated."""
+    """Return source.tar.gz: what pyproject.toml lists. Equal sources make equal bytes: no build is repeated."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(set(_files(root))):

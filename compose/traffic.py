@@ -26,7 +26,7 @@ _ALIVE_SECONDS: Final = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Send requests until somebody ends us; with --was-alive only say whether the last turn was a minute ago or less."""
+    """Send requests until somebody ends us; with --was-alive only say whether the last turn is under a minute old."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", nargs="?", help="base address of the engine")
     parser.add_argument("--rate", type=float, default=0.5, metavar="RPS", help="mean requests per second (default 0.5)")
@@ -53,7 +53,7 @@ def _send_forever(url: str, rate: float, alive: Path | None) -> None:
             running = len(waiting)
             if running < _AT_ONCE:  # a stuck engine gets no heap of requests from us
                 waiting.append(pool.submit(send, url))
-            time.sleep(min(random.expovariate(rate), _ALIVE_SECONDS / 2))  # noqa: S311  arrivals as of many people
+            time.sleep(min(random.expovariate(rate), _ALIVE_SECONDS / 2))
 
 
 def send(url: str) -> None:

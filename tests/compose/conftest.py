@@ -124,7 +124,7 @@ def running_bundle(docker: images.Docker, compose_file: dict, tmp_path_factory) 
     init(bundle.folder, profiles=["metrics", "demo"], sla=sla)
     (bundle.folder / "compose.offline.yaml").write_text(offline(compose_file["services"]))
     bundle.set(COMPOSE_FILE="compose.yaml:compose.offline.yaml", DEMO_SCENE="xid")
-    bundle.started, bundle.output = bundle.command("up", "--timeout", "3m")
+    bundle.started, bundle.output = bundle.command("up", "--timeout", "5m")
     yield bundle
     docker("compose", "--project-directory", bundle.folder, "down", "--volumes", "--timeout", "2", check=False)
 

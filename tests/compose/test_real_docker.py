@@ -1,7 +1,7 @@
 """The shipped compose file on a real Docker Engine.
 
 Real: Docker, Compose, Prometheus, Alertmanager, node_exporter (Debian's builds), the exporter's image as the shipped
-Dockerfile makes it, the demo. A stand-in that only checks what it is given: Grafana. Other than shipped: images and networks.
+Dockerfile makes it, the demo. A stand-in that only checks what it is given: Grafana. Not as shipped: images, networks.
 """
 
 import json
