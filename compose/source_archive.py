@@ -1,5 +1,6 @@
 """This package's own source as one archive, from which the exporter's image is built: installed or checked out."""
 
+import functools
 import gzip
 import io
 import tarfile
@@ -12,6 +13,7 @@ _ROOT: Final = Path(__file__).parents[1]  # the package: in a checkout the repo'
 _FOUNDATION: Final = ("pyproject.toml", "README.md", "LICENSE")
 
 
+@functools.cache
 def archive(root: Path = _ROOT) -> bytes:
     """Return source.tar.gz: what pyproject.toml lists. Equal sources make equal bytes: no build is repeated."""
     plain = io.BytesIO()

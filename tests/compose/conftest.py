@@ -38,6 +38,14 @@ def compose_file() -> dict:
 
 
 @pytest.fixture(scope="session")
+def fresh_bundle(tmp_path_factory) -> Path:
+    """A bundle as `init` writes it, to be copied."""
+    folder = tmp_path_factory.mktemp("fresh") / "bundle"
+    init(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def programs() -> Path:
     """Docker's programs, unpacked from Debian's packages."""
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import stat
 import tarfile
 
@@ -10,16 +11,14 @@ import yaml
 from vllm_vitals.compose import env_file
 from vllm_vitals.compose.bundle import SHIPPED, init
 from vllm_vitals.compose.docker import Service
-from vllm_vitals.compose.passwords import PROXY_USERS, SECRETS
+from vllm_vitals.compose.passwords import PROXY_USERS, SECRETS, make_missing
 from vllm_vitals.compose.source_archive import archive
 from vllm_vitals.compose.watch import failing, pages
 
 
 @pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "bundle"
-    init(folder)
-    return folder
+def folder(fresh_bundle, tmp_path):
+    return shutil.copytree(fresh_bundle, tmp_path / "bundle")
 
 
 def mode(path) -> int:
@@ -28,7 +27,8 @@ def mode(path) -> int:
 
 def test_secrets_are_fresh_and_only_their_owner_reads_them(folder, tmp_path):
     other = tmp_path / "other"
-    init(other)
+    other.mkdir()
+    make_missing(other)
     for name in [*SECRETS, PROXY_USERS]:
         assert mode(folder / "secrets" / name) == 0o600
         if name != "hf_token":
@@ -107,7 +107,7 @@ def test_engines_are_the_exporters(tmp_path):
 
 
 def test_the_image_is_built_from_this_very_source():
-    first, second = archive(), archive()
+    first, second = archive(), archive.__wrapped__()
     assert first == second
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         names = set(tar.getnames())

@@ -1,11 +1,11 @@
 """`bundle smoke` against servers of ours that answer as the real ones do."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from vllm_vitals.compose.bundle import init
 
 
 @pytest.fixture
@@ -59,9 +59,8 @@ def server(answers):
 
 
 @pytest.fixture
-def smoke(command, server, tmp_path):
-    folder = tmp_path / "bundle"
-    init(folder)
+def smoke(command, server, fresh_bundle, tmp_path):
+    folder = shutil.copytree(fresh_bundle, tmp_path / "bundle")
     env = folder / ".env"
     env.write_text(env.read_text().replace("GRAFANA_PORT=3000", f"GRAFANA_PORT={server}"))
     arguments = ("bundle", "smoke", "--dir", folder, "--engine", f"http://127.0.0.1:{server}", "--timeout", "300ms")
