@@ -128,8 +128,10 @@ def _asked(programs: Sequence[str], arguments: Sequence[str], what: str) -> Find
     if said.returncode == 0:
         return Finding("ok", what, f"{programs[0]} accepts it")
     lines = [line.strip() for line in (said.stdout + said.stderr).splitlines() if line.strip()]
-    reasons = [line for line in lines if "FAILED" in line or "rror" in line] or lines
-    return Finding("problem", what, " ".join(reasons[-2:]) or f"{programs[0]} refuses it", f"edit {arguments[-1]}")
+    first = next((number for number, line in enumerate(lines) if "FAILED" in line), 0)
+    return Finding(
+        "problem", what, " ".join(lines[first : first + 4]) or f"{programs[0]} refuses it", f"edit {arguments[-1]}"
+    )
 
 
 def _compose(folder: Path) -> Iterator[Finding]:

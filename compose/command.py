@@ -124,7 +124,7 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _print_result(folder: Path, result: "Result") -> None:
-    counts = Counter(one.outcome for one in result.files)
+    counts = Counter[str](one.outcome for one in result.files)
     told = {
         "new": "new",
         "same": "as they were",

@@ -193,6 +193,7 @@ def _call(
         with build_opener(*handlers).open(Request(url, body, dict(headers)), timeout=seconds) as answer:
             return json.loads(answer.read(_MOST_BYTES))
     except HTTPError as error:
+        error.close()
         raise UnreachedError(f"{where} answers {error.code} {error.reason}") from None
     except (OSError, HTTPException) as error:
         raise UnreachedError(f"{where}: {getattr(error, 'reason', error)}") from None

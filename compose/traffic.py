@@ -7,7 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
 from typing import Final
@@ -43,15 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _send_forever(url: str, rate: float, alive: Path | None) -> None:
-    running = 0
+    waiting: list[Future[None]] = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        waiting = []
         while True:
             if alive is not None:
                 alive.touch()
             waiting = [one for one in waiting if not one.done()]
-            running = len(waiting)
-            if running < _AT_ONCE:  # a stuck engine gets no heap of requests from us
+            if len(waiting) < _AT_ONCE:  # a stuck engine gets no heap of requests from us
                 waiting.append(pool.submit(send, url))
             time.sleep(min(random.expovariate(rate), _ALIVE_SECONDS / 2))
 
