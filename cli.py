@@ -15,6 +15,7 @@ from typing import Final
 
 from . import __version__
 from .alerts.command import add_rules
+from .compose.command import add_bundle
 from .config import OPTIONS, Settings, load, unknown_variables
 from .dashboards.command import add_dashboards
 from .demo.scenes import SCENES, Play, Scene
@@ -161,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_rules(commands)
     add_dashboards(commands)
+    add_bundle(commands)
     command("version", _version, "print the versions of this package, Python and NVML's binding")
     return parser
 

@@ -1,0 +1,255 @@
+"""The command `vllm-vitals bundle`: parsing and printing only."""
+
+import argparse
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ..scalars import ConfigError, Seconds, read_scalar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ..finding import Finding
+    from .bundle import Result
+    from .docker import Compose, Service
+
+_EXAMPLES: Final = {
+    "bundle": """examples:
+  vllm-vitals bundle init vitals --profile metrics   write it, with fresh secrets
+  vllm-vitals bundle up --dir vitals                 start it, wait until it is healthy, print the addresses
+  vllm-vitals bundle COMMAND --help                  more of each command
+
+Exit code: 0 done, 1 failed, 2 wrong input.""",
+    "init": """examples:
+  vllm-vitals bundle init vitals                     metrics: Prometheus, Alertmanager, Grafana, exporter
+  vllm-vitals bundle init vitals --profile demo      simulated engines and GPUs: needs neither
+  vllm-vitals bundle init vitals --profile all --sla sla.yaml --engine llama=http://host.docker.internal:8000
+
+What is there already is kept where it is yours to edit (.env, sla.yaml, exporter/vitals.yaml, prometheus/targets,
+secrets); any other file that differs is kept as FILE.bak-TIME.""",
+    "up": """examples:
+  vllm-vitals bundle up --dir vitals
+  vllm-vitals bundle up --dir vitals --timeout 30m   images are fetched and built within it, too""",
+    "down": """example:
+  vllm-vitals bundle down --dir vitals               data stays; `docker compose down --volumes` there removes it""",
+    "status": """example:
+  vllm-vitals bundle status --dir vitals             exit code 1 when a service is not healthy""",
+    "logs": """examples:
+  vllm-vitals bundle logs --dir vitals prometheus
+  vllm-vitals bundle logs --dir vitals --follow --tail 20 exporter grafana""",
+    "upgrade": """examples:
+  pip install --upgrade vllm-vitals && vllm-vitals bundle upgrade --dir vitals
+  vllm-vitals bundle upgrade --dir vitals --no-start
+
+Data, secrets and what you set in .env stay. What you changed and we have to replace is kept as FILE.bak-TIME.""",
+    "check": """example:
+  vllm-vitals bundle check --dir vitals              nothing is started; promtool and amtool are used when on PATH""",
+    "smoke": """examples:
+  vllm-vitals bundle smoke --dir vitals              with the profiles all,vllm
+  vllm-vitals bundle smoke --dir vitals --engine http://127.0.0.1:8001""",
+}
+
+
+def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command and its sub-commands to those of `vllm-vitals`."""
+    summary = "write and run everything around vLLM with Docker Compose: metrics, alerts, dashboards, traces, logs"
+    bundle = commands.add_parser(
+        "bundle", help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EXAMPLES["bundle"],
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parts = bundle.add_subparsers(dest="bundle_command", metavar="COMMAND", required=True)
+
+    def command(name: str, run: "Callable[[argparse.Namespace], int]", summary: str) -> argparse.ArgumentParser:
+        sub = parts.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )  # fmt: skip
+        sub.set_defaults(run=run)
+        if name != "init":
+            sub.add_argument("--dir", type=Path, default=Path(), metavar="DIR", help="the bundle (default: here)")
+        return sub
+
+    init = command("init", _init, "write a bundle into a folder, with fresh secrets")
+    init.add_argument("dir", type=Path, metavar="DIR", help="where to")
+    init.add_argument(
+        "--profile", action="append", default=[], metavar="NAME",
+        help="what shall run: metrics (default), traces, logs, all, demo, vllm; again, or by commas, for more",
+    )  # fmt: skip
+    init.add_argument(
+        "--engine", action="append", default=[], metavar="[NAME=]URL", help="a vLLM to watch; again for more"
+    )
+    init.add_argument("--sla", type=Path, metavar="FILE", help="promises to watch (default: ours)")
+
+    for name, run, summary in (
+        ("up", _up, "start the bundle and wait until it is healthy"),
+        ("upgrade", _upgrade, "bring a bundle to this version and start it again; data stays"),
+    ):
+        sub = command(name, run, summary)
+        sub.add_argument("--timeout", type=_seconds, default=900.0, metavar="TIME", help="for all of it (default 15m)")
+        if name == "upgrade":
+            sub.add_argument("--no-start", action="store_true", help="write the files only")
+    command("down", _down, "stop and remove the containers; data stays")
+    command("status", _status, "say how each service is, and where it is reached")
+    logs = command("logs", _logs, "show what services wrote")
+    logs.add_argument("--follow", "-f", action="store_true", help="go on as they write")
+    logs.add_argument("--tail", default="100", metavar="LINES", help="so many of each (default 100)")
+    logs.add_argument("service", nargs="*", metavar="SERVICE", help="default: all")
+    command("check", _check, "look at a bundle without starting it: files, secrets, settings, configurations")
+    smoke = command("smoke", _smoke, "send one traced request and find its exemplar, trace and log line")
+    smoke.add_argument("--engine", metavar="URL", help="a vLLM with the plugin (default: that of the profile vllm)")
+    smoke.add_argument("--timeout", type=_seconds, default=90.0, metavar="TIME", help="for each step (default 90s)")
+    smoke.add_argument("--ca-file", type=Path, metavar="FILE", help="the CA of Grafana behind compose.tls.yaml")
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(read_scalar(Seconds, text, "TIME"))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _init(options: argparse.Namespace) -> int:
+    from ..config import Settings, load  # noqa: PLC0415  each command loads what it needs
+    from .bundle import init, profiles_of  # noqa: PLC0415
+
+    load(None, {"--engine": options.engine}, {}) if options.engine else Settings()  # a wrong address is told now
+    profiles = [name.strip() for text in options.profile for name in text.split(",")]
+    result = init(options.dir, profiles=profiles, engines=options.engine, sla=options.sla)
+    _print_result(options.dir, result)
+    print(f"profiles  {', '.join(profiles_of(options.dir))}  (COMPOSE_PROFILES in {options.dir}/.env)")
+    print(f"next      vllm-vitals bundle up --dir {options.dir}")
+    return 0
+
+
+def _print_result(folder: Path, result: "Result") -> None:
+    counts = Counter[str](one.outcome for one in result.files)
+    told = {
+        "new": "new",
+        "same": "as they were",
+        "changed": "replaced",
+        "yours": "yours, left alone",
+        "gone": "removed",
+    }
+    print(f"files     {', '.join(f'{counts[key]} {words}' for key, words in told.items() if counts[key])}  ({folder})")
+    for one in result.files:
+        if one.backup is not None:
+            print(f"          {one.path}: what was there is now {one.backup.name}")
+    if result.secrets:
+        print(f"secrets   {len(result.secrets)} new in {folder}/secrets, readable by you only")
+    else:
+        print("secrets   as they were")
+    for note in result.notes:
+        print(f"note      {note}")
+
+
+def _compose(folder: Path) -> "Compose":
+    from .check import require  # noqa: PLC0415
+    from .docker import Compose, program  # noqa: PLC0415
+
+    require(folder)
+    return Compose(program(), folder.resolve())
+
+
+def _up(options: argparse.Namespace) -> int:
+    from .passwords import loose  # noqa: PLC0415
+    from .watch import start  # noqa: PLC0415
+
+    compose = _compose(options.dir)
+    if problems := loose(options.dir):
+        raise ConfigError("\n  ".join(problems))
+    if not start(compose, options.timeout, _say):
+        return 1
+    services = compose.services()
+    print(f"\n{len(services)} services are up")
+    _print_pages(options.dir, services)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _print_pages(folder: Path, services: "Iterable[Service]") -> None:
+    from .env_file import read  # noqa: PLC0415
+    from .watch import pages  # noqa: PLC0415
+
+    for line in pages(read(folder), services):
+        print(line)
+    print(f"{'passwords':<17} {folder.resolve() / 'secrets'}")
+
+
+def _down(options: argparse.Namespace) -> int:
+    code = _compose(options.dir).attached("down", "--remove-orphans")
+    if code == 0:
+        print("data stays: vllm-vitals bundle up starts with it again")
+    return 1 if code else 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    compose = _compose(options.dir)
+    services = compose.services()
+    if not services:
+        print(f"nothing runs; vllm-vitals bundle up --dir {options.dir}")
+        return 1
+    for service in services:
+        print(f"{'[ok]' if service.settled else '[!!]'}  {service.name:<20} {service.words}")
+    print()
+    _print_pages(options.dir, services)
+    return 0 if all(service.settled for service in services) else 1
+
+
+def _logs(options: argparse.Namespace) -> int:
+    follow = ["--follow"] if options.follow else []
+    return 1 if _compose(options.dir).attached("logs", "--tail", options.tail, *follow, *options.service) else 0
+
+
+def _upgrade(options: argparse.Namespace) -> int:
+    from .. import __version__  # noqa: PLC0415
+    from .bundle import init, version_of  # noqa: PLC0415
+    from .check import require  # noqa: PLC0415
+
+    require(options.dir)
+    before = version_of(options.dir)
+    _print_result(options.dir, init(options.dir))
+    print(f"version   {before or 'unknown'} -> {__version__}")
+    return 0 if options.no_start else _up(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .check import check  # noqa: PLC0415
+
+    findings = check(options.dir)
+    for finding in findings:
+        _print_finding(finding)
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _print_finding(finding: "Finding") -> None:
+    print(f"{finding.mark}  {finding.what:<32} {finding.found}", flush=True)
+    if finding.advice:
+        print(f"      {'':<32} -> {finding.advice}", flush=True)
+
+
+def _smoke(options: argparse.Namespace) -> int:
+    from .check import require  # noqa: PLC0415
+    from .env_file import read  # noqa: PLC0415
+    from .smoke import Places, follow  # noqa: PLC0415
+
+    require(options.dir)
+    env = read(options.dir)
+    address = env.get("BIND_ADDRESS") or "127.0.0.1"
+
+    def at(variable: str, default: str, scheme: str = "http") -> str:
+        return f"{scheme}://{address}:{env.get(variable) or default}"
+
+    secure = "https" if "compose.tls.yaml" in env.get("COMPOSE_FILE", "").split(os.pathsep) else "http"
+    places = Places(
+        engine=(options.engine or at("VLLM_PORT", "8000")).rstrip("/"),
+        prometheus=at("PROMETHEUS_PORT", "9090", secure),
+        grafana=at("GRAFANA_PORT", "3000", secure),
+        password_file=options.dir / "secrets/grafana_admin_password",
+        ca_file=options.ca_file,
+    )
+    return 0 if follow(places, options.timeout, _print_finding) else 1
