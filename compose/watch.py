@@ -79,7 +79,7 @@ def _ended_well(service: Service) -> bool:
 def _tell(compose: Compose, broken: Sequence[Service], said: str, say: Callable[[str], None]) -> None:
     for line in [line.strip() for line in said.splitlines() if _is_news(line)][-8:]:
         say(f"docker compose: {line}")
-    for service in broken or [one for one in compose.services() if not one.settled]:
+    for service in broken or [one for one in compose.services() if not one.settled and one.state != "created"]:
         say(f"\n{service.name}: {service.words}. Its last lines:")
         for line in compose.logs(service.name).splitlines():
             say(f"    {line}")

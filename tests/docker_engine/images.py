@@ -4,14 +4,21 @@ For programs that cannot be had here there are stand-ins: a small HTTP server th
 image says in a label what is inside.
 """
 
+import contextlib
+import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
+import tarfile
+import tempfile
 from pathlib import Path
 
+from vllm_vitals.compose.source_archive import archive
+
 _BUSYBOX = ("sh", "sleep", "wget", "cat", "cp", "chmod", "chown", "mkdir", "mv", "rm", "ls", "id", "grep", "echo", "touch", "ln", "test", "env", "kill")
+_OF_WHEELS = {"libpthread.so.0", "libdl.so.2", "librt.so.1", "libm.so.6", "libc.so.6", "libgcc_s.so.1", "libstdc++.so.6"}
 _PASSWD = "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
 
 
@@ -22,6 +29,7 @@ class Root:
         self.folder = folder
         for name in ("bin", "etc", "tmp", "usr/local/bin"):
             (folder / name).mkdir(parents=True)
+        (folder / "tmp").chmod(0o1777)
         (folder / "etc/passwd").write_text(_PASSWD)  # BuildKit wants both
         (folder / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
         shutil.copy(busybox, folder / "bin/busybox")
@@ -59,6 +67,13 @@ class Root:
         unneeded = shutil.ignore_patterns("test", "tests", "idlelib", "tkinter", "turtledemo", "site-packages", "dist-packages", "__pycache__", "EXTERNALLY-MANAGED", "config-*")
         shutil.copytree(source, target, symlinks=True, ignore=unneeded)
         self.libraries(*(target / "lib-dynload").glob("*.so"))
+        known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True).stdout
+        for line in known.splitlines():  # what wheels are linked to: ldd tells only what Python is
+            name, _, path = line.strip().partition(" => ")
+            if name.split(" ")[0] in _OF_WHEELS and "x86-64" in name:
+                place = self.folder / path.lstrip("/")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, place)
         for name in ("python", "python3", version):
             (self.folder / "usr/local/bin" / name).symlink_to(binary)
         for parent in (self.folder / str(base).lstrip("/")).parents:  # such as /root/.pyenv: other users read it
@@ -73,7 +88,7 @@ class Root:
 
     def imported(self, docker: "Docker", tag: str, inside: str, **config: str) -> None:
         """Make it an image."""
-        changes = [f"LABEL vllm-vitals.inside={inside!r}".replace("'", '"'), *(f"{key} {value}" for key, value in config.items())]
+        changes = [f'LABEL vllm-vitals.inside="{inside}"', *(f"{key} {value}" for key, value in config.items())]
         arguments = [part for change in changes for part in ("--change", change)]
         with subprocess.Popen(["tar", "-C", self.folder, "-c", "."], stdout=subprocess.PIPE) as tar:
             docker("import", *arguments, "-", tag, stdin=tar.stdout)
@@ -129,7 +144,7 @@ def make(docker: Docker, pins: dict[str, str], work: Path, wheels: Path) -> None
 
     python = root("python")
     python.python(wheels)
-    python.imported(docker, pins["PYTHON_IMAGE"], "this machine's Python and wheels")
+    python.imported(docker, pins["PYTHON_IMAGE"], "Python and wheels of this machine")
 
     standin = root("standin")
     standin.python(None)
@@ -138,14 +153,20 @@ def make(docker: Docker, pins: dict[str, str], work: Path, wheels: Path) -> None
     standin.imported(docker, pins["GRAFANA_IMAGE"], "STAND-IN, no Grafana", ENTRYPOINT='["/usr/local/bin/python", "/stand_in.py", "grafana"]')
 
 
-def collect_wheels(folder: Path, extras: str) -> None:
-    """Fetch what the exporter's image installs, once; pip's own client, the index that the user has."""
-    if (folder / "complete").exists():
-        return
+def collect_wheels(cache: Path) -> Path:
+    """Return a folder with what the exporter's image installs, fetched once by pip from the index that the user has."""
     root = Path(__file__).parents[2]
-    folder.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--wheel-dir", folder, "setuptools>=77", f"{root}[{extras}]"], check=True)
-    for own in folder.glob("vllm_vitals-*"):
-        own.unlink()
-    (folder / "complete").write_text(sysconfig.get_python_version())
+    folder = cache / f"exporter-wheels-{hashlib.sha256((root / 'pyproject.toml').read_bytes()).hexdigest()[:12]}"
+    if folder.exists():
+        return folder
+    with tempfile.TemporaryDirectory(dir=cache) as work:
+        source, wheels = Path(work, "source"), Path(work, "wheels")
+        with tarfile.open(fileobj=io.BytesIO(archive())) as tar:
+            tar.extractall(source, filter="data")
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel", "--wheel-dir", wheels]
+        subprocess.run([*pip, "setuptools>=77", f"{source}[kubernetes]"], check=True)
+        for own in wheels.glob("vllm_vitals-*"):
+            own.unlink()
+        with contextlib.suppress(OSError):  # another run was faster
+            wheels.rename(folder)
+    return folder

@@ -25,7 +25,10 @@ start() {
   "storage-driver": "$driver", "features": {"containerd-snapshotter": false}, "shutdown-timeout": 10
 }
 JSON
-    PATH=$programs/bin:$PATH setsid dockerd --config-file "$dir/daemon.json" >"$dir/dockerd.log" 2>&1 </dev/null &
+    # A mount namespace of its own: what it mounts ends with it, and / is shared in there, as systems with systemd have it.
+    # shellcheck disable=SC2016
+    PATH=$programs/bin:$PATH setsid unshare --mount --propagation slave sh -c 'mount --make-rshared / && exec "$@"' sh \
+        "$programs/bin/dockerd" --config-file "$dir/daemon.json" >"$dir/dockerd.log" 2>&1 </dev/null &
     daemon=$!
     for _ in {1..240}; do
         ! DOCKER_HOST=unix://$dir/docker.sock timeout 10 "$programs/bin/docker" version >/dev/null 2>&1 || exit 0
@@ -42,8 +45,6 @@ stop() {
         kill "$pid"
         for _ in {1..240}; do running >/dev/null || break; sleep 0.25; done
     fi
-    # namespaces of containers and the like stay mounted after the daemon
-    awk -v under="$dir/" 'index($5, under) == 1 {print $5}' /proc/self/mountinfo | sort -r | xargs -r -n 1 umount || true
     rm -rf "$dir"
 }
 
