@@ -22,6 +22,9 @@ _EXAMPLES: Final = {
   vllm-vitals bundle COMMAND --help                  more of each command
 
 Exit code: 0 done, 1 failed, 2 wrong input.""",
+    "kubernetes": """examples:
+  vllm-vitals bundle kubernetes manifests            then: kubectl apply --server-side -k manifests/overlays/example
+  vllm-vitals bundle kubernetes manifests --sla sla.yaml""",
     "init": """examples:
   vllm-vitals bundle init vitals                     metrics: Prometheus, Alertmanager, Grafana, exporter
   vllm-vitals bundle init vitals --profile demo      simulated engines and GPUs: needs neither
@@ -67,7 +70,7 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         sub.set_defaults(run=run)
-        if name != "init":
+        if name not in {"init", "kubernetes"}:
             sub.add_argument("--dir", type=Path, default=Path(), metavar="DIR", help="the bundle (default: here)")
         return sub
 
@@ -81,6 +84,12 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--engine", action="append", default=[], metavar="[NAME=]URL", help="a vLLM to watch; again for more"
     )
     init.add_argument("--sla", type=Path, metavar="FILE", help="promises to watch (default: ours)")
+
+    manifests = command(
+        "kubernetes", _kubernetes, "write the Kubernetes manifests, with rules and dashboards beside them"
+    )
+    manifests.add_argument("dir", type=Path, metavar="DIR", help="where to")
+    manifests.add_argument("--sla", type=Path, metavar="FILE", help="promises to watch (default: ours)")
 
     for name, run, summary in (
         ("up", _up, "start the bundle and wait until it is healthy"),
@@ -123,6 +132,15 @@ def _init(options: argparse.Namespace) -> int:
     return 0
 
 
+def _kubernetes(options: argparse.Namespace) -> int:
+    from ..alerts.sla import DEFAULT, load  # noqa: PLC0415
+    from .manifests import write_kubernetes  # noqa: PLC0415
+
+    number = write_kubernetes(options.dir, load(options.sla or DEFAULT))
+    print(f"{options.dir}: {number} files\nnext      kubectl apply --server-side -k {options.dir}/overlays/example")
+    return 0
+
+
 def _print_result(folder: Path, result: "Result") -> None:
     counts = Counter[str](one.outcome for one in result.files)
     told = {
@@ -153,10 +171,12 @@ def _compose(folder: Path) -> "Compose":
 
 
 def _up(options: argparse.Namespace) -> int:
+    from .bundle import refuse_unfinished  # noqa: PLC0415
     from .passwords import loose  # noqa: PLC0415
     from .watch import start  # noqa: PLC0415
 
     compose = _compose(options.dir)
+    refuse_unfinished(options.dir)
     if problems := loose(options.dir):
         raise ConfigError("\n  ".join(problems))
     if not start(compose, options.timeout, _say):

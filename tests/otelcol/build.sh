@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Build an OpenTelemetry Collector with its core components from Debian sid's Go packages, beside the system, without
-# shellcheck disable=SC2016,SC2140  # apt-get fills in $(COMPONENT); the braces shall expand
 # installing anything. Safe to run again. Minutes, 250 MB of packages; the result is one program of 45 MB.
 #
 #   usage: build.sh FOLDER      FOLDER/otelcol-core; FOLDER/version says which
+# shellcheck disable=SC2016,SC2140  # apt-get fills in $(COMPONENT); the braces shall expand
 set -euo pipefail
 
 [ $# -eq 1 ] || { echo "usage: ${0##*/} FOLDER" >&2; exit 2; }
