@@ -11,6 +11,7 @@ clock of the process, in nanoseconds: all its threads, but neither the child of 
 The model costs next to nothing, so the API server's own share of a request is as large as it gets.
 """
 
+import contextlib
 import itertools
 import os
 import random
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,8 +84,15 @@ class Case(NamedTuple):
     """A server and the modes that it is measured in."""
 
     name: str
-    start: Callable[[], VllmServer]
+    environment: dict[str, str]
     modes: tuple[Mode, ...]
+    flags: tuple[str, ...] = ()
+    traced: bool = True
+
+    def start(self) -> VllmServer:
+        """Start the server."""
+        kind = TracedVllm if self.traced else VllmServer
+        return kind(CACHE, *self.flags, environment=self.environment)
 
 
 def cases(collector: Collector, fifo: Path) -> dict[str, Case]:
@@ -94,34 +102,30 @@ def cases(collector: Collector, fifo: Path) -> dict[str, Case]:
         "VITALS_SWITCH": str(fifo),
         "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
-    own = switch | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    own = switch | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "VLLM_VITALS_CONFIG": str(fifo.with_name("all.yaml"))}
+    fifo.with_name("all.yaml").write_text("tracing:\n  sampling: {forced_per_second: 1000000}\n")
     process = own | {"VLLM_VITALS_TRACING_EXPORT": "process"}
-    settings = fifo.with_name("vitals.yaml")
-    settings.write_text("tracing:\n  only_traces: true\n  sampling: {forced_per_second: 1000000}\n")
-    only = process | {"VLLM_VITALS_CONFIG": str(settings)}
-    everybody = fifo.with_name("forced.yaml")
-    everybody.write_text("tracing:\n  sampling: {forced_per_second: 1000000}\n")
-    own |= {"VLLM_VITALS_CONFIG": str(everybody)}
-    process |= {"VLLM_VITALS_CONFIG": str(everybody)}
-    flags = ("--otlp-traces-endpoint", collector.url)
+    only = process | {"VLLM_VITALS_CONFIG": str(fifo.with_name("only.yaml"))}
+    fifo.with_name("only.yaml").write_text("tracing:\n  only_traces: true\n  sampling: {forced_per_second: 1000000}\n")
+    native = ("--otlp-traces-endpoint", collector.url)
     return {
-        "process": Case(
-            "own, export: process",
-            lambda: TracedVllm(CACHE, environment=process),
-            (OFF, AGAIN, UNSAMPLED, ONE_PERCENT, ALL),
-        ),
-        "only": Case(
-            "own, only_traces, export: process",
-            lambda: TracedVllm(CACHE, environment=only),
-            (OFF, UNSAMPLED, ONE_PERCENT, ALL),
-        ),
-        "thread": Case("own, export: thread", lambda: TracedVllm(CACHE, environment=own), (OFF, UNSAMPLED, ALL)),
-        "native": Case(
-            "vLLM's own tracing, no plugin",
-            lambda: VllmServer(CACHE, *flags, environment=switch),
-            (OFF, UNSAMPLED, ALL),
-        ),
+        "process": Case("own, export: process", process, (OFF, AGAIN, UNSAMPLED, ONE_PERCENT, ALL)),
+        "only": Case("own, export: process, only_traces", only, (OFF, UNSAMPLED, ONE_PERCENT, ALL)),
+        "thread": Case("own, export: thread", own, (OFF, UNSAMPLED, ALL)),
+        "native": Case("vLLM's own tracing, no plugin", switch, (OFF, UNSAMPLED, ALL), native, traced=False),
     }
+
+
+@contextlib.contextmanager
+def benchmark_folder() -> Iterator[tuple[Collector, Path]]:
+    """Have a collector, and a FIFO in a folder of its own."""
+    fifo = Path(tempfile.mkdtemp(prefix="vitals-switch-")) / "switch"
+    os.mkfifo(fifo)
+    collector = Collector()
+    try:
+        yield collector, fifo
+    finally:
+        collector.close()
 
 
 def send(server: VllmServer, number: int, *, sampled: bool = True) -> int:
@@ -190,18 +194,13 @@ def measure(case: Case, fifo: Path, rounds: int, requests: int) -> list[tuple[st
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 60
     requests = int(sys.argv[2]) if len(sys.argv) > 2 else 24
-    collector = Collector()
-    fifo = Path(tempfile.mkdtemp(prefix="vitals-switch-")) / "switch"
-    os.mkfifo(fifo)
     rows: list[tuple[str, ...]] = []
-    try:
+    with benchmark_folder() as (collector, fifo):
         for name, case in cases(collector, fifo).items():
             if name in sys.argv[3:] or not sys.argv[3:]:
                 rows += measure(case, fifo, rounds, requests)
                 print(*rows, sep="\n", file=sys.stderr)
             collector.clear()
-    finally:
-        collector.close()
     head = ("server", "requests", "CPU ms per request", "ratio, undisturbed", "ratio, median of pairs", "added, us")
     table(head, rows)
 
