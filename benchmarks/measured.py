@@ -4,17 +4,18 @@ import http.client
 import http.server
 import os
 import random
-import statistics
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the fake NVML library and the ways to start programs are the tests' own
 
 PAGE = ROOT / "tests/data/vllm-0.32.0-metrics.prom"
+T = TypeVar("T")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -87,11 +88,17 @@ class Scraper:
         raise AssertionError
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return between what the median of such values lies, 95 % sure: the percentile bootstrap, 2,000 times."""
-    source = random.Random(0)  # the same figures give the same interval
-    medians = sorted(statistics.median(source.choices(values, k=len(values))) for _ in range(2000))
-    return medians[50], medians[-51]
+def undisturbed(costs: Iterable[float]) -> float:
+    """Return the cost that a tenth of all rounds stayed below: as if nobody else were on the machine."""
+    found = sorted(costs)
+    return found[len(found) // 10]
+
+
+def estimate(statistic: Callable[[list[T]], float], rounds: list[T]) -> tuple[float, float, float]:
+    """Return a statistic of rounds and what it lies between, 95 % sure: the percentile bootstrap, 2,000 times."""
+    source = random.Random(0)  # the same rounds give the same interval
+    drawn = sorted(statistic(source.choices(rounds, k=len(rounds))) for _ in range(2000))
+    return statistic(rounds), drawn[50], drawn[-51]
 
 
 def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:

@@ -20,7 +20,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from measured import interval, table
+from measured import estimate, table, undisturbed
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor
@@ -217,11 +217,15 @@ def main() -> None:
         bare = BARE_STREAM if variant.events else BARE
         if name == bare:
             continue
-        added = [own - base for own, base in zip(found[name], found[bare], strict=True)]
-        low, high = interval(added)
-        row = (name, f"{statistics.median(added):.1f}", f"{low:.1f} to {high:.1f}")
-        rows.append((*row, f"{min(found[name]) - min(found[bare]):.1f}", f"{statistics.median(found[bare]):.1f}"))
-    table(("request", "added, us (median)", "95 % of it", "difference of minima", "vLLM's own part here, us"), rows)
+        pairs = list(zip(found[name], found[bare], strict=True))
+        median = estimate(lambda pairs: statistics.median(own - base for own, base in pairs), pairs)
+        quick = estimate(lambda pairs: undisturbed(own for own, _ in pairs) - undisturbed(b for _, b in pairs), pairs)
+        cells = [f"{value:.1f} ({low:.1f} to {high:.1f})" for value, low, high in (quick, median)]
+        own_part = f"{undisturbed(found[bare]):.0f}; {statistics.median(found[bare]):.0f}"
+        rows.append((name, *cells, own_part))
+    table(
+        ("request", "added, us, undisturbed", "added, us, median of all rounds", "vLLM's own part, us, of both"), rows
+    )
 
 
 if __name__ == "__main__":

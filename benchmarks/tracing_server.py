@@ -5,12 +5,13 @@
 One server after the other, each compared with itself: benchmarks/switch takes the plugin off and puts it on inside the
 running process, hooks, middleware and stat logger; only its idle thread stays. A round has a slice of requests in each
 mode, in another order each time, and what counts is the ratio to the slice of the same round with the plugin off. A
-second slice with the plugin off shows what such a ratio says where there is nothing to see. CPU time is the kernel's
+second slice with the plugin off shows what such a ratio says where there is nothing to see. Requests come one at a
+time, so that each makes the engine step as often as any other. CPU time is the kernel's
 clock of the process, in nanoseconds: all its threads, but neither the child of `export: process` nor the collector.
 The model costs next to nothing, so the API server's own share of a request is as large as it gets.
 """
 
-import concurrent.futures
+import contextlib
 import itertools
 import os
 import random
@@ -19,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from measured import ROOT, interval, table
+from measured import ROOT, estimate, table, undisturbed
 from support.calls import chat, completion, post
 from support.fixtures import CACHE
 from support.traced_vllm import TracedVllm
@@ -83,8 +84,15 @@ class Case(NamedTuple):
     """A server and the modes that it is measured in."""
 
     name: str
-    start: Callable[[], VllmServer]
+    environment: dict[str, str]
     modes: tuple[Mode, ...]
+    flags: tuple[str, ...] = ()
+    traced: bool = True
+
+    def start(self) -> VllmServer:
+        """Start the server."""
+        kind = TracedVllm if self.traced else VllmServer
+        return kind(CACHE, *self.flags, environment=self.environment)
 
 
 def cases(collector: Collector, fifo: Path) -> dict[str, Case]:
@@ -94,34 +102,30 @@ def cases(collector: Collector, fifo: Path) -> dict[str, Case]:
         "VITALS_SWITCH": str(fifo),
         "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
-    own = switch | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    own = switch | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "VLLM_VITALS_CONFIG": str(fifo.with_name("all.yaml"))}
+    fifo.with_name("all.yaml").write_text("tracing:\n  sampling: {forced_per_second: 1000000}\n")
     process = own | {"VLLM_VITALS_TRACING_EXPORT": "process"}
-    settings = fifo.with_name("vitals.yaml")
-    settings.write_text("tracing:\n  only_traces: true\n  sampling: {forced_per_second: 1000000}\n")
-    only = process | {"VLLM_VITALS_CONFIG": str(settings)}
-    everybody = fifo.with_name("forced.yaml")
-    everybody.write_text("tracing:\n  sampling: {forced_per_second: 1000000}\n")
-    own |= {"VLLM_VITALS_CONFIG": str(everybody)}
-    process |= {"VLLM_VITALS_CONFIG": str(everybody)}
-    flags = ("--otlp-traces-endpoint", collector.url)
+    only = process | {"VLLM_VITALS_CONFIG": str(fifo.with_name("only.yaml"))}
+    fifo.with_name("only.yaml").write_text("tracing:\n  only_traces: true\n  sampling: {forced_per_second: 1000000}\n")
+    native = ("--otlp-traces-endpoint", collector.url)
     return {
-        "process": Case(
-            "own, export: process",
-            lambda: TracedVllm(CACHE, environment=process),
-            (OFF, AGAIN, UNSAMPLED, ONE_PERCENT, ALL),
-        ),
-        "only": Case(
-            "own, only_traces, export: process",
-            lambda: TracedVllm(CACHE, environment=only),
-            (OFF, UNSAMPLED, ONE_PERCENT, ALL),
-        ),
-        "thread": Case("own, export: thread", lambda: TracedVllm(CACHE, environment=own), (OFF, UNSAMPLED, ALL)),
-        "native": Case(
-            "vLLM's own tracing, no plugin",
-            lambda: VllmServer(CACHE, *flags, environment=switch),
-            (OFF, UNSAMPLED, ALL),
-        ),
+        "process": Case("own, export: process", process, (OFF, AGAIN, UNSAMPLED, ONE_PERCENT, ALL)),
+        "only": Case("own, export: process, only_traces", only, (OFF, UNSAMPLED, ONE_PERCENT, ALL)),
+        "thread": Case("own, export: thread", own, (OFF, UNSAMPLED, ALL)),
+        "native": Case("vLLM's own tracing, no plugin", switch, (OFF, UNSAMPLED, ALL), native, traced=False),
     }
+
+
+@contextlib.contextmanager
+def benchmark_folder() -> Iterator[tuple[Collector, Path]]:
+    """Have a collector, and a FIFO in a folder of its own."""
+    fifo = Path(tempfile.mkdtemp(prefix="vitals-switch-")) / "switch"
+    os.mkfifo(fifo)
+    collector = Collector()
+    try:
+        yield collector, fifo
+    finally:
+        collector.close()
 
 
 def send(server: VllmServer, number: int, *, sampled: bool = True) -> int:
@@ -146,11 +150,10 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
-def cpu_per_request(server: VllmServer, pool: concurrent.futures.Executor, sampled: list[bool]) -> float:
+def cpu_per_request(server: VllmServer, sampled: list[bool]) -> float:
     """Return CPU milliseconds of the API server process."""
     before = cpu_seconds(server.process.pid)
-    statuses = pool.map(lambda number: send(server, number, sampled=sampled[number]), range(len(sampled)))
-    assert set(statuses) == {200}
+    assert {send(server, number, sampled=one) for number, one in enumerate(sampled)} == {200}
     time.sleep(SETTLE_SECONDS)  # what the plugin does behind the requests belongs to them
     return (cpu_seconds(server.process.pid) - before) / len(sampled) * 1000
 
@@ -167,42 +170,38 @@ def measure(case: Case, fifo: Path, rounds: int, requests: int) -> list[tuple[st
 
     try:
         server.ready(f"{server.url}/health", seconds=START_SECONDS)
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            cpu_per_request(server, pool, [True] * 4 * requests)  # vLLM warms up what it has on the way
-            for number in range(rounds):
-                print(f"\rround {number + 1}/{rounds}", end="", file=sys.stderr)
-                for mode in random.sample(case.modes, len(case.modes)):
-                    turn(fifo, on=mode.on)
-                    cpu_per_request(server, pool, some(mode, WARM_UP))
-                    found[mode].append(cpu_per_request(server, pool, some(mode, requests)))
+        cpu_per_request(server, [True] * 200)  # vLLM warms up what it has on the way
+        for number in range(rounds):
+            print(f"\rround {number + 1}/{rounds}", end="", file=sys.stderr)
+            for mode in random.sample(case.modes, len(case.modes)):
+                turn(fifo, on=mode.on)
+                cpu_per_request(server, some(mode, WARM_UP))
+                found[mode].append(cpu_per_request(server, some(mode, requests)))
         print(file=sys.stderr)
     finally:
         server.stop()
     rows = []
     for mode, costs in found.items():
-        ratios = [cost / base for cost, base in zip(costs, found[OFF], strict=True)]
-        added = [(cost - base) * 1000 for cost, base in zip(costs, found[OFF], strict=True)]
-        low, high = interval(ratios)
-        row = (case.name, mode.name, f"{statistics.median(costs):.2f}", f"{statistics.median(ratios):.3f}")
-        rows.append((*row, f"{low:.3f} to {high:.3f}", f"{statistics.median(added):.0f}"))
+        pairs = list(zip(costs, found[OFF], strict=True))
+        median = estimate(lambda pairs: statistics.median(own / base for own, base in pairs), pairs)
+        quick = estimate(lambda pairs: undisturbed(own for own, _ in pairs) / undisturbed(b for _, b in pairs), pairs)
+        ratios = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in (quick, median)]
+        added = (undisturbed(costs) - undisturbed(found[OFF])) * 1000
+        rows.append((case.name, mode.name, f"{undisturbed(costs):.2f}", *ratios, f"{added:.0f}"))
     return rows
 
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 60
-    requests = int(sys.argv[2]) if len(sys.argv) > 2 else 48
-    collector = Collector()
-    fifo = Path(tempfile.mkdtemp(prefix="vitals-switch-")) / "switch"
-    os.mkfifo(fifo)
+    requests = int(sys.argv[2]) if len(sys.argv) > 2 else 24
     rows: list[tuple[str, ...]] = []
-    try:
+    with benchmark_folder() as (collector, fifo):
         for name, case in cases(collector, fifo).items():
             if name in sys.argv[3:] or not sys.argv[3:]:
                 rows += measure(case, fifo, rounds, requests)
+                print(*rows, sep="\n", file=sys.stderr)
             collector.clear()
-    finally:
-        collector.close()
-    head = ("server", "requests", "CPU ms per request", "median of paired ratios", "95 % of it", "added, us")
+    head = ("server", "requests", "CPU ms per request", "ratio, undisturbed", "ratio, median of pairs", "added, us")
     table(head, rows)
 
 

@@ -33,15 +33,28 @@ def end_of(sequence: Sequence) -> float:
     return max(end, sequence.arrival)
 
 
-def phases(sequence: Sequence) -> list[Phase]:
+_latest: tuple[Sequence, tuple[Phase, ...]] | None = None  # line, histograms and spans ask one after the other
+
+
+def phases(sequence: Sequence) -> tuple[Phase, ...]:
     """Return ingress, queue, prefill and decode as far as they were reached, one behind the other.
 
     They begin at arrival and end where the sequence ends, so their lengths sum to its own. A phase that a sequence did
     not leave ends with it. Before the first token vLLM tells nothing, so a sequence that never got there has none.
     Clocks of two processes can disagree by some microseconds: a begin never lies before the previous one.
     """
+    global _latest  # noqa: PLW0603
+    latest = _latest
+    if latest is not None and latest[0] is sequence:
+        return latest[1]
+    result = _phases(sequence)
+    _latest = (sequence, result)
+    return result
+
+
+def _phases(sequence: Sequence) -> tuple[Phase, ...]:
     if sequence.queued is None or sequence.scheduled is None or sequence.first_token is None:
-        return []
+        return ()
     begin, end = sequence.arrival, end_of(sequence)
     result: list[Phase] = []
     for name, mark in ((INGRESS, sequence.queued), (QUEUE, sequence.scheduled), (PREFILL, sequence.first_token)):
@@ -50,7 +63,7 @@ def phases(sequence: Sequence) -> list[Phase]:
         begin = then
     if sequence.output_tokens > 1 or begin < end:  # one token: nothing was decoded
         result.append(Phase(DECODE, begin, end))
-    return result
+    return tuple(result)
 
 
 def time_to_first_token(sequence: Sequence) -> float | None:

@@ -173,7 +173,7 @@ def span_count(request: Request) -> int:
 
 
 def _sequence_attributes(
-    request: Request, sequence: EngineSequence, found: list[Phase], *, legacy: bool
+    request: Request, sequence: EngineSequence, found: tuple[Phase, ...], *, legacy: bool
 ) -> list[Attribute]:
     """Return what an `llm_request` of ours says; native._enrichment does so on vLLM's own."""
     http = request.http
@@ -309,7 +309,7 @@ def _http_root(request: Request, http: Http) -> Span:
 
 
 def _llm_request(
-    request: Request, sequence: EngineSequence, found: list[Phase], *, outermost: bool, legacy: bool
+    request: Request, sequence: EngineSequence, found: tuple[Phase, ...], *, outermost: bool, legacy: bool
 ) -> Span:
     """Return one sequence's span; `outermost`: it stands for the request, there being no HTTP root."""
     trace = request.trace
@@ -352,7 +352,7 @@ def _llm_request(
 def _add_parts(
     spans: list[Span],
     sequence: EngineSequence,
-    found: list[Phase],
+    found: tuple[Phase, ...],
     trace_id: int,
     parent: int,
     start: int,
@@ -395,7 +395,7 @@ def _add_parts(
         add(PREEMPTED, first, max(first, _within(_ns(resumed), begin, then)), lies_in, clock)
 
 
-def _parts(sequence: EngineSequence, found: list[Phase], start: int, end: int) -> list[_Part]:
+def _parts(sequence: EngineSequence, found: tuple[Phase, ...], start: int, end: int) -> list[_Part]:
     """Return the phases in nanoseconds, laid into a span: the first begins with it, none leaves it."""
     result = []
     at = start

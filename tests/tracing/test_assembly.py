@@ -146,7 +146,7 @@ def test_aborted_before_the_first_token_has_no_phases(assembly):
     (sequence,) = assembly.alone(made).sequences
     assert sequence.timing == "none"
     assert not sequence.prefilled
-    assert phases(sequence) == []
+    assert phases(sequence) == ()
 
 
 def test_statistics_that_are_off_leave_the_rest(assembly):
