@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from docker_engine import images
+from support.compose_files import read_compose
 from support.fixtures import CACHE
 from vllm_vitals.compose import env_file
 from vllm_vitals.compose.bundle import SHIPPED, init
@@ -17,18 +18,6 @@ from vllm_vitals.compose.bundle import SHIPPED, init
 ENGINE = Path(__file__).parents[1] / "docker_engine"
 PINS = env_file.settings((SHIPPED / ".env.example").read_text())
 WEBHOOK = "http://127.0.0.1:9999/"
-
-
-class _Compose(yaml.SafeLoader):
-    """YAML with Compose's own tags."""
-
-
-_Compose.add_constructor("!reset", lambda loader, node: None)
-_Compose.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
-
-
-def read_compose(path: Path) -> dict:
-    return yaml.load(path.read_text(), _Compose)
 
 
 @pytest.fixture(scope="session")

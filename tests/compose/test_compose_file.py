@@ -1,14 +1,12 @@
 """Rules that every service of every compose file keeps, and what the schema and the pins say."""
 
 import re
-import subprocess
 
 import pytest
 import yaml
+from support.compose_files import read_compose
 from vllm_vitals.compose import env_file
 from vllm_vitals.compose.bundle import PROFILES, SHIPPED
-
-from .conftest import read_compose
 
 SHIPPED_FILE = read_compose(SHIPPED / "compose.yaml")
 TLS = read_compose(SHIPPED / "compose.tls.yaml")
@@ -158,8 +156,3 @@ def test_dashboards_find_the_data_sources_and_links_lead_to_known_ones():
     assert uids == {"prometheus", "alertmanager", "jaeger", "elasticsearch"}
     assert set(re.findall(r"'(?:datasourceUid|alertmanagerUid)': '([^']+)'", str(sources))) <= uids
     assert all(one["editable"] is False for one in sources)
-
-
-@pytest.mark.parametrize("script", sorted(SHIPPED.rglob("*.sh")), ids=lambda path: path.name)
-def test_shell_scripts_can_be_parsed(script):
-    assert subprocess.run(["bash", "-n", script]).returncode == 0

@@ -13,7 +13,7 @@ site=$("$overlay/bin/python" -c 'import sysconfig; print(sysconfig.get_path("pur
 chmod +x "$overlay/bin/vllm"
 stamp="$overlay/installed-$(cat "$package/pyproject.toml" "$0" | cksum | tr -d ' ')"
 [ -e "$stamp" ] || {
-    "$overlay/bin/python" -m pip --quiet --disable-pip-version-check install -e "$package[tracing]"
+    "$overlay/bin/python" -m pip --quiet --disable-pip-version-check install -e "${package}[tracing]"
     rm -f "$overlay"/installed-*
     : >"$stamp"
 }
