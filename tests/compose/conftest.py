@@ -123,7 +123,7 @@ def running_bundle(docker: images.Docker, compose_file: dict, tmp_path_factory) 
     bundle.set(COMPOSE_FILE="compose.yaml:compose.offline.yaml", DEMO_SCENE="xid")
     bundle.started, bundle.output = bundle.command("up", "--timeout", "5m")
     yield bundle
-    docker("compose", "--project-directory", bundle.folder, "down", "--volumes", "--timeout", "2", check=False)
+    docker("compose", "down", "--volumes", "--timeout", "2", check=False, cwd=bundle.folder)
 
 
 class Bundle:
@@ -150,7 +150,7 @@ class Bundle:
         return said.returncode, said.stdout
 
     def compose(self, *arguments: object, check: bool = True) -> str:
-        return self.docker("compose", "--project-directory", self.folder, *arguments, check=check)
+        return self.docker("compose", *arguments, check=check, cwd=self.folder)
 
     def get(self, url: str) -> str:
         """Return a page, as seen from inside the bundle."""

@@ -14,6 +14,7 @@ from support.waiting import wait_for
 pytestmark = pytest.mark.skipif(
     "VITALS_DOCKER" not in os.environ, reason="minutes with a Docker Engine of its own: VITALS_DOCKER=1 runs it"
 )
+KILLED = 128 + signal.SIGKILL  # what Docker does where SIGTERM was not heard
 SERVICES = ["alertmanager", "demo", "exporter", "grafana", "node_exporter", "prometheus"]
 
 
@@ -78,6 +79,15 @@ def test_a_killed_service_comes_back(bundle, service):
         )
 
     wait_for(back, f"{service} again", 60, pause=0.5)
+
+
+def test_every_service_ends_by_itself_when_asked_to(bundle):
+    bundle.compose("stop")
+    lines = bundle.compose("ps", "--all", "--format", "json").splitlines()
+    ends = {one["Service"]: one["ExitCode"] for one in map(json.loads, lines)}
+    assert {name: code for name, code in ends.items() if code == KILLED} == {}
+    code, output = bundle.command("up", "--timeout", "2m")
+    assert code == 0, output
 
 
 def test_down_and_up_keep_the_data(bundle):

@@ -147,10 +147,11 @@ class Docker:
             "PATH": f"{programs}/bin:{os.environ['PATH']}",
         }
 
-    def __call__(self, *arguments: object, stdin=None, check: bool = True, timeout: float = 300) -> str:
+    def __call__(self, *arguments: object, stdin=None, check: bool = True, timeout: float = 300, cwd=None) -> str:
         said = subprocess.run(
             ["docker", *map(str, arguments)],
             env=self.env,
+            cwd=cwd,
             stdin=stdin or subprocess.DEVNULL,
             capture_output=True,
             text=True,

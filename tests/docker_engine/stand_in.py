@@ -1,6 +1,7 @@
 """Stands in for a program that cannot be had here: answers its health address, refuses to start without its files."""
 
 import os
+import signal
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -48,6 +49,7 @@ def main(name: str) -> None:
         def log_message(self, *_):
             pass
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a first process has no default for it
     print(f"stand-in for {name}: its files are there and can be read", flush=True)
     ThreadingHTTPServer(("0.0.0.0", wanted["port"]), Handler).serve_forever()
 
