@@ -133,9 +133,9 @@ put_file 'retention of logs' /_ilm/policy/vllm-vitals-logs logs-policy.json
 put_file 'retention of traces' /_ilm/policy/vllm-vitals-traces traces-policy.json
 printf '{"template":{"mappings":%s},"_meta":{"managed_by":"vllm-vitals"}}' "$(cat "$here/logs-fields.json")" |
     put 'fields of logs' PUT /_component_template/vllm-vitals-logs-mappings
-put_file 'settings of logs' /_component_template/vllm-vitals-logs-settings logs-settings.json
 put_file 'pipeline for JSON lines' /_ingest/pipeline/vllm-vitals-logs-json logs-json-pipeline.json
 put_file 'pipeline for logs' /_ingest/pipeline/vllm-vitals-logs logs-pipeline.json
+put_file 'settings of logs' /_component_template/vllm-vitals-logs-settings logs-settings.json
 put_file 'template of logs' /_index_template/vllm-vitals-logs logs-template.json
 for name in span service dependencies sampling; do
     put_file "template of jaeger-$name" "/_index_template/jaeger-$name" "jaeger-$name.json"
