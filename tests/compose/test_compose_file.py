@@ -1,7 +1,10 @@
 """Rules that every service of every compose file keeps, and what the schema and the pins say."""
 
+import json
+import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -163,3 +166,90 @@ def test_dashboards_find_the_data_sources_and_links_lead_to_known_ones():
 @pytest.mark.parametrize("script", sorted(SHIPPED.rglob("*.sh")), ids=lambda path: path.name)
 def test_shell_scripts_can_be_parsed(script):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
+
+
+# ---- overlays --------------------------------------------------------------------------------------------------------
+GATEWAY = read_compose(SHIPPED / "compose.gateway.yaml")["services"]
+
+
+def test_the_gateway_takes_the_collectors_ports_and_keeps_its_rules():
+    gateway = GATEWAY["gateway"]
+    assert gateway["ports"] == SERVICES["collector"]["ports"]
+    assert GATEWAY["collector"]["ports"] is None  # !reset
+    for name in ("gateway", "gateway-probe"):
+        service = GATEWAY[name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["user"].split(":")[0] != "0"
+        assert service["mem_limit"]
+        assert service["pids_limit"]
+        assert service["logging"]["options"]["max-size"]
+    assert GATEWAY["vllm"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://gateway:4317"
+
+
+OVERLAYS = [
+    "compose.yaml",
+    "compose.yaml:compose.tail-sampling.yaml",
+    "compose.yaml:compose.tail-sampling.yaml:compose.gateway.yaml",
+    "compose.yaml:compose.gpus.yaml:compose.remote-write.yaml:compose.tls.yaml:compose.expose.yaml:"
+    "compose.tail-sampling.yaml:compose.gateway.yaml",
+]
+
+
+def rendered(programs, folder, files: str, **settings: str) -> dict:
+    """Return what Compose makes of the files, without a daemon."""
+    config = folder.parent / "docker-config"
+    (config / "cli-plugins").mkdir(parents=True, exist_ok=True)
+    plugin = config / "cli-plugins/docker-compose"
+    if not plugin.exists():
+        plugin.symlink_to(programs / "cli-plugins/docker-compose")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "DOCKER_CONFIG": str(config), **settings}
+    said = subprocess.run(
+        [programs / "bin/docker", "compose", "--project-directory", folder, "config", "--format", "json"],
+        env=environment | {"COMPOSE_FILE": files, "COMPOSE_PROFILES": "all,vllm"}, cwd=folder, text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    return json.loads(said.stdout)["services"]
+
+
+@pytest.mark.parametrize("files", OVERLAYS)
+def test_compose_takes_every_combination_and_each_mounted_file_is_there(programs, fresh_bundle, files):
+    services = rendered(programs, fresh_bundle, files)
+    assert {"elasticsearch-setup", "kibana-setup", "jaeger", "kibana", "filebeat"} <= set(services)
+    for service in services.values():
+        for mount in service.get("volumes", []):
+            if mount["type"] == "bind" and mount["source"].startswith(str(fresh_bundle)):
+                assert Path(mount["source"]).exists(), mount["source"]
+    command = services["collector"]["command"]
+    assert (len(command) == 2) == ("tail-sampling" in files)
+    mounted = {mount["target"] for mount in services["collector"]["volumes"]}
+    assert {argument.removeprefix("--config=") for argument in command} <= mounted
+    assert bool(services["collector"].get("ports")) == ("gateway" not in files)
+
+
+def test_links_between_jaeger_and_kibana_follow_the_ports_of_env(programs, fresh_bundle):
+    services = rendered(programs, fresh_bundle, "compose.yaml", KIBANA_PORT="5777", JAEGER_PORT="16777")
+    assert services["secrets"]["environment"]["KIBANA_URL"] == "http://127.0.0.1:5777"
+    assert services["kibana"]["environment"]["SERVER_PUBLICBASEURL"] == "http://127.0.0.1:5777"
+    assert services["kibana-setup"]["environment"]["JAEGER_PUBLIC_URL"] == "http://127.0.0.1:16777"
+    services = rendered(programs, fresh_bundle, "compose.yaml", KIBANA_URL="https://logs.example")
+    assert services["secrets"]["environment"]["KIBANA_URL"] == "https://logs.example"
+
+
+def test_the_job_gives_jaeger_its_page_with_kibanas_address(tmp_path):
+    """The job's own lines, run here; `chown` needs root there."""
+    script = SERVICES["secrets"]["command"][0].replace("$$", "$")
+    lines = [line.strip() for line in script.splitlines() if "/jaeger/" in line or "jaeger-ui" in line]
+    text = "\n".join(line for line in lines if not line.startswith(("chown", "#")))
+    text = text.replace("/out/", f"{tmp_path}/").replace("/jaeger-ui.json", str(SHIPPED / "jaeger/ui.json"))
+    (tmp_path / "jaeger").mkdir()
+    run = subprocess.run(
+        ["sh", "-euc", text], env={"KIBANA_URL": "https://logs.example:5643", "PATH": os.environ["PATH"]}
+    )
+    assert run.returncode == 0
+    page = json.loads((tmp_path / "jaeger/ui.json").read_text())
+    assert all(link["url"].startswith("https://logs.example:5643/app/discover") for link in page["linkPatterns"])
+    config = yaml.safe_load((SHIPPED / "jaeger/config.yaml").read_text())
+    assert config["extensions"]["jaeger_query"]["ui"]["config_file"] == "/run/secrets/ui.json"

@@ -146,7 +146,7 @@ def serving(store: Store) -> Iterator[Store]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_PUT = do_POST = do_DELETE = _any
+        do_GET = do_PUT = do_POST = do_DELETE = _any  # noqa: N815  http.server looks for these
 
         def log_message(self, *_):
             pass
