@@ -188,13 +188,17 @@ def test_the_gateway_takes_the_collectors_ports_and_keeps_its_rules():
     assert GATEWAY["vllm"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://gateway:4317"
 
 
+ALL = ["gpus", "remote-write", "tls", "expose", "tail-sampling", "gateway"]
 OVERLAYS = [
-    "compose.yaml",
-    "compose.yaml:compose.tail-sampling.yaml",
-    "compose.yaml:compose.tail-sampling.yaml:compose.gateway.yaml",
-    "compose.yaml:compose.gpus.yaml:compose.remote-write.yaml:compose.tls.yaml:compose.expose.yaml:"
-    "compose.tail-sampling.yaml:compose.gateway.yaml",
+    ":".join(["compose.yaml", *(f"compose.{name}.yaml" for name in names)])
+    for names in ([], ["tail-sampling"], ["tail-sampling", "gateway"], ALL)
 ]
+
+
+def test_every_overlay_is_among_those_that_are_tried():
+    assert {f"compose.{name}.yaml" for name in ALL} == {path.name for path in SHIPPED.glob("compose.*.yaml")} - {
+        "compose.yaml"
+    }
 
 
 def rendered(programs, folder, files: str, **settings: str) -> dict:
