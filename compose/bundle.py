@@ -135,16 +135,6 @@ def profiles_of(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in env_file.read(folder).get("COMPOSE_PROFILES", "").split(",") if name)
 
 
-def refuse_unfinished(folder: Path) -> None:
-    """Raise ConfigError for profiles whose stores this version cannot set up yet."""
-    wanted = {"traces", "logs", "all"}.intersection(profiles_of(folder))
-    if wanted and not (folder / "elasticsearch/setup.sh").is_file():
-        raise ConfigError(
-            f"{folder}/.env: COMPOSE_PROFILES: expected metrics, demo or vllm, found {', '.join(sorted(wanted))}: the "
-            "job that sets up Elasticsearch is not part of this version yet"
-        )
-
-
 def _refuse_unknown(profiles: Iterable[str]) -> None:
     for name in profiles:
         if name not in PROFILES:

@@ -171,12 +171,10 @@ def _compose(folder: Path) -> "Compose":
 
 
 def _up(options: argparse.Namespace) -> int:
-    from .bundle import refuse_unfinished  # noqa: PLC0415
     from .passwords import loose  # noqa: PLC0415
     from .watch import start  # noqa: PLC0415
 
     compose = _compose(options.dir)
-    refuse_unfinished(options.dir)
     if problems := loose(options.dir):
         raise ConfigError("\n  ".join(problems))
     if not start(compose, options.timeout, _say):

@@ -9,12 +9,11 @@ import tarfile
 import pytest
 import yaml
 from vllm_vitals.compose import env_file
-from vllm_vitals.compose.bundle import SHIPPED, init, refuse_unfinished
+from vllm_vitals.compose.bundle import SHIPPED, init
 from vllm_vitals.compose.docker import Service
 from vllm_vitals.compose.passwords import PROXY_USERS, SECRETS, make_missing
 from vllm_vitals.compose.source_archive import archive
 from vllm_vitals.compose.watch import failing, pages
-from vllm_vitals.scalars import ConfigError
 
 
 @pytest.fixture
@@ -182,14 +181,6 @@ def test_pages_are_told_for_what_runs():
     assert len(lines) == 1
     assert "http://127.0.0.1:3333/" in lines[0]
     assert "secrets/grafana_admin_password" in lines[0]
-
-
-def test_a_profile_that_is_not_finished_says_so_before_anything_starts(tmp_path):
-    init(tmp_path / "b", profiles=["metrics", "logs"])
-    with pytest.raises(ConfigError, match="expected metrics, demo or vllm, found logs"):
-        refuse_unfinished(tmp_path / "b")
-    init(tmp_path / "b", profiles=["demo"])
-    refuse_unfinished(tmp_path / "b")
 
 
 def test_the_manifests_for_kubernetes_come_with_rules_and_dashboards(command, tmp_path):

@@ -1,10 +1,14 @@
 """Rules that every service of every compose file keeps, and what the schema and the pins say."""
 
+import json
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
-from support.compose_files import read_compose
+from support.compose_files import compose_config, read_compose
 from vllm_vitals.compose import env_file
 from vllm_vitals.compose.bundle import PROFILES, SHIPPED
 
@@ -156,3 +160,84 @@ def test_dashboards_find_the_data_sources_and_links_lead_to_known_ones():
     assert uids == {"prometheus", "alertmanager", "jaeger", "elasticsearch"}
     assert set(re.findall(r"'(?:datasourceUid|alertmanagerUid)': '([^']+)'", str(sources))) <= uids
     assert all(one["editable"] is False for one in sources)
+
+
+# ---- overlays --------------------------------------------------------------------------------------------------------
+GATEWAY = read_compose(SHIPPED / "compose.gateway.yaml")["services"]
+
+
+def test_the_gateway_takes_the_collectors_ports_and_keeps_its_rules():
+    gateway = GATEWAY["gateway"]
+    assert gateway["ports"] == SERVICES["collector"]["ports"]
+    assert GATEWAY["collector"]["ports"] == []  # !reset
+    for name in ("gateway", "gateway-probe"):
+        service = GATEWAY[name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["user"].split(":")[0] != "0"
+        assert service["mem_limit"]
+        assert service["pids_limit"]
+        assert service["logging"]["options"]["max-size"]
+    assert GATEWAY["vllm"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://gateway:4317"
+
+
+ALL = ["gpus", "remote-write", "tls", "expose", "tail-sampling", "gateway"]
+OVERLAYS = [
+    ":".join(["compose.yaml", *(f"compose.{name}.yaml" for name in names)])
+    for names in ([], ["tail-sampling"], ["tail-sampling", "gateway"], ALL)
+]
+
+
+def test_every_overlay_is_among_those_that_are_tried():
+    assert {f"compose.{name}.yaml" for name in ALL} == {path.name for path in SHIPPED.glob("compose.*.yaml")} - {
+        "compose.yaml"
+    }
+
+
+def rendered(programs, folder, files: str, **settings: str) -> dict:
+    """Return what Compose makes of the files."""
+    said = compose_config(programs, folder, "--format", "json", files=files, profiles="all,vllm", **settings)
+    assert said.returncode == 0, said.stderr
+    return json.loads(said.stdout)["services"]
+
+
+@pytest.mark.parametrize("files", OVERLAYS)
+def test_compose_takes_every_combination_and_each_mounted_file_is_there(programs, fresh_bundle, files):
+    services = rendered(programs, fresh_bundle, files)
+    assert {"elasticsearch-setup", "kibana-setup", "jaeger", "kibana", "filebeat"} <= set(services)
+    for service in services.values():
+        for mount in service.get("volumes", []):
+            if mount["type"] == "bind" and mount["source"].startswith(str(fresh_bundle)):
+                assert Path(mount["source"]).exists(), mount["source"]
+    command = services["collector"]["command"]
+    assert (len(command) == 2) == ("tail-sampling" in files)
+    mounted = {mount["target"] for mount in services["collector"]["volumes"]}
+    assert {argument.removeprefix("--config=") for argument in command} <= mounted
+    assert bool(services["collector"].get("ports")) == ("gateway" not in files)
+
+
+def test_links_between_jaeger_and_kibana_follow_the_ports_of_env(programs, fresh_bundle):
+    services = rendered(programs, fresh_bundle, "compose.yaml", KIBANA_PORT="5777", JAEGER_PORT="16777")
+    assert services["secrets"]["environment"]["KIBANA_URL"] == "http://127.0.0.1:5777"
+    assert services["kibana"]["environment"]["SERVER_PUBLICBASEURL"] == "http://127.0.0.1:5777"
+    assert services["kibana-setup"]["environment"]["JAEGER_PUBLIC_URL"] == "http://127.0.0.1:16777"
+    services = rendered(programs, fresh_bundle, "compose.yaml", KIBANA_URL="https://logs.example")
+    assert services["secrets"]["environment"]["KIBANA_URL"] == "https://logs.example"
+
+
+def test_the_job_gives_jaeger_its_page_with_kibanas_address(tmp_path):
+    """The job's own lines, run here; `chown` needs root there."""
+    script = SERVICES["secrets"]["command"][0].replace("$$", "$")
+    lines = [line.strip() for line in script.splitlines() if "/jaeger/" in line or "jaeger-ui" in line]
+    text = "\n".join(line for line in lines if not line.startswith(("chown", "#")))
+    text = text.replace("/out/", f"{tmp_path}/").replace("/jaeger-ui.json", str(SHIPPED / "jaeger/ui.json"))
+    (tmp_path / "jaeger").mkdir()
+    run = subprocess.run(
+        ["sh", "-euc", text], env={"KIBANA_URL": "https://logs.example:5643", "PATH": os.environ["PATH"]}
+    )
+    assert run.returncode == 0
+    page = json.loads((tmp_path / "jaeger/ui.json").read_text())
+    assert all(link["url"].startswith("https://logs.example:5643/app/discover") for link in page["linkPatterns"])
+    config = yaml.safe_load((SHIPPED / "jaeger/config.yaml").read_text())
+    assert config["extensions"]["jaeger_query"]["ui"]["config_file"] == "/run/secrets/ui.json"

@@ -1,13 +1,12 @@
 """Every file of the bundle as its own program or schema reads it; each judge is shown a fault first."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from support.compose_files import read_compose
+from support.compose_files import compose_config, read_compose
 from vllm_vitals.compose.bundle import PROFILES, SHIPPED
 
 ROOT = Path(__file__).parents[2]
@@ -15,12 +14,11 @@ PROGRAMS = Path(sys.executable).parent
 COMPOSE_FILES = sorted(SHIPPED.glob("compose*.yaml"))
 DOCKERFILES = sorted(SHIPPED.rglob("*Dockerfile"))
 SCRIPTS = [ROOT / "vitals", ROOT / ".ci/run", *sorted(SHIPPED.rglob("*.sh")), *sorted((ROOT / "tests").rglob("*.sh"))]
-OVERLAYS = [path.name for path in COMPOSE_FILES if path.name != "compose.yaml"]
 
 
-def judged(*command: object, cwd: Path = ROOT, env: dict[str, str] | None = None) -> tuple[int, str]:
+def judged(*command: object) -> tuple[int, str]:
     said = subprocess.run(
-        [*map(str, command)], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+        [*map(str, command)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
     )
     return said.returncode, said.stdout
 
@@ -64,31 +62,15 @@ def test_shell_scripts_pass_shellcheck(path):
     assert code == 0, said
 
 
-def compose_config(programs: Path, bundle: Path, *, files: str, profiles: str) -> tuple[int, str]:
-    config = bundle.parent / f"{bundle.name}-docker"
-    config.mkdir(exist_ok=True)
-    plugins = config / "cli-plugins"
-    if not plugins.exists():
-        plugins.symlink_to(programs / "cli-plugins")
-    env = {**os.environ, "DOCKER_CONFIG": str(config), "COMPOSE_FILE": files, "COMPOSE_PROFILES": profiles}
-    return judged(programs / "bin/docker", "compose", "config", "--quiet", cwd=bundle, env=env)
-
-
 @pytest.mark.parametrize("profile", PROFILES)
 def test_compose_itself_takes_each_profile(programs, fresh_bundle, profile):
-    code, said = compose_config(programs, fresh_bundle, files="compose.yaml", profiles=profile)
-    assert code == 0, said
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_compose_itself_takes_each_overlay(programs, fresh_bundle, overlay):
-    below = "compose.yaml:compose.tls.yaml" if overlay == "compose.expose.yaml" else "compose.yaml"
-    code, said = compose_config(programs, fresh_bundle, files=f"{below}:{overlay}", profiles="all,demo,vllm")
-    assert code == 0, said
+    said = compose_config(programs, fresh_bundle, "--quiet", files="compose.yaml", profiles=profile)
+    assert said.returncode == 0, said.stderr
 
 
 def test_compose_itself_finds_a_fault(programs, fresh_bundle, tmp_path):
     (tmp_path / "fault.yaml").write_text("services: {prometheus: {mem_limitt: 1g}}\n")
-    code, said = compose_config(programs, fresh_bundle, files=f"compose.yaml:{tmp_path}/fault.yaml", profiles="all")
-    assert code != 0
-    assert "mem_limitt" in said
+    files = f"compose.yaml:{tmp_path}/fault.yaml"
+    said = compose_config(programs, fresh_bundle, "--quiet", files=files, profiles="all")
+    assert said.returncode != 0
+    assert "mem_limitt" in said.stderr

@@ -1,0 +1,159 @@
+#!/bin/sh
+# Sets up Elasticsearch: users and what they may, retention, templates, pipelines. Runs at every `up` and can run again:
+# each step puts the whole of what it is about. Needs curl. Passwords are read from files, and stand in no argument, no
+# environment and no output.
+#
+#   ELASTICSEARCH_URL, LOGS_RETENTION, LOGS_ROLLOVER_SIZE, TRACES_RETENTION_DAYS    see .env.example
+#   SECRETS          folder of the passwords, /run/secrets
+#   SETUP_DEADLINE   seconds to wait for Elasticsearch, 300
+set -eu
+umask 077
+here=$(cd "$(dirname "$0")" && pwd)
+url=${ELASTICSEARCH_URL:-http://elasticsearch:9200}
+secrets=${SECRETS:-/run/secrets}
+deadline=${SETUP_DEADLINE:-300}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 143' INT TERM
+
+fail() {
+    echo "elasticsearch-setup: $*" >&2
+    exit 1
+}
+
+# A setting that does not look as it shall is told here, not by Elasticsearch in its words.
+number_with() { # NAME VALUE UNITS...
+    name=$1 value=$2
+    shift 2
+    for unit; do
+        digits=${value%"$unit"}
+        case $value in *"$unit") ;; *) continue ;; esac
+        case $digits in '' | 0* | *[!0-9]*) ;; *) return 0 ;; esac
+    done
+    fail ".env: $name: expected a number with one of ${*:-no unit}, found '$value'"
+}
+logs_retention=${LOGS_RETENTION:-7d}
+logs_rollover_size=${LOGS_ROLLOVER_SIZE:-10gb}
+traces_retention_days=${TRACES_RETENTION_DAYS:-7}
+number_with LOGS_RETENTION "$logs_retention" d h
+number_with LOGS_ROLLOVER_SIZE "$logs_rollover_size" gb mb
+number_with TRACES_RETENTION_DAYS "$traces_retention_days" ''
+
+replaced() { # TEXT MARK VALUE: print the text with each mark replaced
+    left=$1 made=
+    while :; do
+        case $left in
+        *"$2"*) made=$made${left%%"$2"*}$3 left=${left#*"$2"} ;;
+        *) break ;;
+        esac
+    done
+    printf '%s' "$made$left"
+}
+
+quoted() { # TEXT: print it for between the quotes of JSON or of curl's configuration
+    text=$(replaced "$1" '\' '\\')
+    replaced "$text" '"' '\"'
+}
+
+secret() { # NAME: print a password
+    [ -r "$secrets/$1" ] || fail "$secrets/$1: expected a file that can be read, found none"
+    IFS= read -r password <"$secrets/$1" || [ -n "$password" ] || fail "$secrets/$1: expected a password, found nothing"
+    case $password in *[[:cntrl:]]*) fail "$secrets/$1: expected text, found control characters" ;; esac
+    printf '%s' "$password"
+}
+
+elastic=$(secret es_elastic_password)
+printf 'user = "elastic:%s"\n' "$(quoted "$elastic")" >"$work/login"
+
+call() { # METHOD PATH, the body on standard input if there is one; sets status and leaves the answer in $work/answer
+    method=$1 path=$2
+    : >"$work/answer"
+    status=$(curl --config "$work/login" --silent --noproxy '*' --max-time 60 --output "$work/answer" \
+        --write-out '%{http_code}' --request "$method" --header 'Content-Type: application/json' \
+        --data-binary @- "$url$path") || status=000
+}
+
+told() { # the answer, in one line, never with a password
+    answer=$(tr '\n' ' ' <"$work/answer" | cut -c 1-500)
+    for name in es_elastic_password es_kibana_password es_filebeat_password es_jaeger_password es_grafana_password; do
+        case $answer in *"$(secret "$name")"*) answer='an answer that is not shown, since it holds a password' ;; esac
+    done
+    [ "$status" = 000 ] && answer="no answer from $url"
+    printf '%s: %s' "$status" "$answer"
+}
+
+put() { # WHAT METHOD PATH: send the body that comes on standard input
+    what=$1
+    call "$2" "$3"
+    case $status in
+    200 | 201) echo "$what" ;;
+    *) fail "$what: $2 $3 answered $(told)" ;;
+    esac
+}
+
+put_file() { # WHAT PATH FILE
+    text=$(cat "$here/$3")
+    text=$(replaced "$text" @LOGS_RETENTION@ "$logs_retention")
+    text=$(replaced "$text" @LOGS_ROLLOVER_SIZE@ "$logs_rollover_size")
+    # One more: the index of a day is as old as its first span, and the last one shall be kept that long, too.
+    text=$(replaced "$text" @TRACES_DELETE_AGE@ "$((traces_retention_days + 1))d")
+    printf '%s\n' "$text" | put "$1" PUT "$2"
+}
+
+user() { # NAME SECRET
+    put_file "role $1" "/_security/role/$1" "role-$1.json"
+    password=$(secret "$2")
+    printf '{"password":"%s","roles":["%s"]}' "$(quoted "$password")" "$1" | put "user $1" PUT "/_security/user/$1"
+}
+
+# ---- wait -----------------------------------------------------------------------------------------------------------
+until=$(($(date +%s) + deadline))
+while :; do
+    call GET '/_cluster/health?wait_for_status=yellow&timeout=10s' </dev/null
+    [ "$status" = 200 ] && break
+    if [ "$(date +%s)" -ge "$until" ]; then
+        [ "$status" = 401 ] && fail "Elasticsearch refuses the password of user elastic, for $deadline s: was it changed" \
+            "elsewhere than in secrets/es_elastic_password?"
+        fail "Elasticsearch is not ready after $deadline s: $(told)"
+    fi
+    sleep 1
+done
+echo "Elasticsearch is ready"
+
+# ---- who may what -----------------------------------------------------------------------------------------------------
+password=$(secret es_kibana_password)
+printf '{"password":"%s"}' "$(quoted "$password")" |
+    put 'user kibana_system' POST /_security/user/kibana_system/_password
+user filebeat_writer es_filebeat_password
+user jaeger_writer es_jaeger_password
+user grafana_reader es_grafana_password
+
+# ---- how long, and how it is stored -----------------------------------------------------------------------------------
+put_file 'retention of logs' /_ilm/policy/vllm-vitals-logs logs-policy.json
+put_file 'retention of traces' /_ilm/policy/vllm-vitals-traces traces-policy.json
+printf '{"template":{"mappings":%s},"_meta":{"managed_by":"vllm-vitals"}}' "$(cat "$here/logs-fields.json")" |
+    put 'fields of logs' PUT /_component_template/vllm-vitals-logs-mappings
+put_file 'pipeline for JSON lines' /_ingest/pipeline/vllm-vitals-logs-json logs-json-pipeline.json
+put_file 'pipeline for logs' /_ingest/pipeline/vllm-vitals-logs logs-pipeline.json
+put_file 'settings of logs' /_component_template/vllm-vitals-logs-settings logs-settings.json
+put_file 'template of logs' /_index_template/vllm-vitals-logs logs-template.json
+for name in span service dependencies sampling; do
+    put_file "template of jaeger-$name" "/_index_template/jaeger-$name" "jaeger-$name.json"
+done
+
+# ---- the data stream --------------------------------------------------------------------------------------------------
+call GET /_data_stream/logs-vllm-default </dev/null
+case $status in
+404) put 'data stream of logs' PUT /_data_stream/logs-vllm-default </dev/null ;;
+200)
+    # One from an earlier version takes new fields at once; a changed type waits for a new index.
+    call PUT '/logs-vllm-default/_mapping?write_index_only=true' <"$here/logs-fields.json"
+    case $status in
+    200) echo 'data stream of logs: fields' ;;
+    400) put 'data stream of logs: new index' POST '/logs-vllm-default/_rollover?lazy=true' </dev/null ;;
+    *) fail "data stream of logs: PUT /logs-vllm-default/_mapping answered $(told)" ;;
+    esac
+    ;;
+*) fail "data stream of logs: GET /_data_stream/logs-vllm-default answered $(told)" ;;
+esac
+echo 'Elasticsearch is set up'

@@ -1,0 +1,161 @@
+"""Plays the part of Elasticsearch's and Kibana's API that the set-up scripts use; refuses whatever it does not know.
+
+After the API reference of 9.5 (elastic.co/docs/api/doc/elasticsearch and .../kibana).
+"""
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# What a body may hold, by path; a role's and a template's inner parts are checked by the tests of the files.
+_KEYS = {
+    "/_security/role": {"cluster", "indices"},
+    "/_security/user": {"password", "roles"},
+    "/_ilm/policy": {"policy"},
+    "/_component_template": {"template", "_meta"},
+    "/_index_template": {"index_patterns", "priority", "data_stream", "composed_of", "template", "_meta"},
+    "/_ingest/pipeline": {"description", "processors", "on_failure", "_meta"},
+}
+
+
+@dataclass
+class Store:
+    """What a server was told; set `faults` to PATH -> (status, body) to make it fail."""
+
+    password: str
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    things: dict[str, Any] = field(default_factory=dict)
+    faults: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unready: int = 0
+    conflicting: bool = False
+    url: str = ""
+
+    def answer(self, method: str, path: str, headers: Any, body: bytes) -> tuple[int, Any]:
+        """Return status and body."""
+        self.calls.append((method, path))
+        token = base64.b64encode(f"elastic:{self.password}".encode()).decode()
+        if headers.get("Authorization") != f"Basic {token}":
+            return 401, {"error": {"reason": "unable to authenticate user [elastic]"}}
+        if path in self.faults:
+            status, text = self.faults[path]
+            return status, text
+        return self.elasticsearch(method, path, body)
+
+    def elasticsearch(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        """Answer as Elasticsearch does."""
+        if path == "/_cluster/health?wait_for_status=yellow&timeout=10s" and method == "GET":
+            self.unready -= 1
+            return (503, {"error": "not yet"}) if self.unready >= 0 else (200, {"status": "green"})
+        if path == "/_data_stream/logs-vllm-default":
+            return self._data_stream(method)
+        if path == "/logs-vllm-default/_mapping?write_index_only=true" and method == "PUT":
+            return self._new_fields(json.loads(body))
+        if path == "/logs-vllm-default/_rollover?lazy=true" and method == "POST":
+            return 200, {"lazy": True}
+        sent = json.loads(body)
+        if path == "/_security/user/kibana_system/_password" and method == "POST":
+            assert set(sent) == {"password"}
+            self.things[path] = sent
+            return 200, {}
+        folder, _, name = path.rpartition("/")
+        if method != "PUT" or folder not in _KEYS or not re.fullmatch(r"[a-z_-]+", name):
+            return 400, {"error": f"no handler found for uri [{path}] and method [{method}]"}
+        if unknown := set(sent) - _KEYS[folder]:
+            return 400, {"error": f"unknown field {unknown}"}
+        missing = self._missing(folder, sent)
+        if missing:
+            return 400, {"error": f"not there: {missing}"}
+        created = path not in self.things
+        self.things[path] = sent
+        return (200, {"created": created}) if "_security" in path else (200, {"acknowledged": True})
+
+    def _missing(self, folder: str, sent: Any) -> list[str]:
+        """Return what Elasticsearch wants to know before: component templates, and roles of a user by our own rule."""
+        wanted = [f"/_component_template/{name}" for name in sent.get("composed_of", ())]
+        wanted += [f"/_security/role/{name}" for name in sent.get("roles", ())] if folder.endswith("user") else []
+        text = json.dumps(sent)
+        wanted += [f"/_ilm/policy/{name}" for name in re.findall(r'"index.lifecycle.name": "([^"]+)"', text)]
+        wanted += [f"/_ingest/pipeline/{name}" for name in re.findall(r'"index.default_pipeline": "([^"]+)"', text)]
+        if folder == "/_ingest/pipeline":
+            wanted += [f"{folder}/{name}" for name in re.findall(r'{"pipeline": {"name": "([^"]+)"', text)]
+        return [path for path in wanted if path not in self.things]
+
+    def _data_stream(self, method: str) -> tuple[int, Any]:
+        there = "stream" in self.things
+        if method == "GET":
+            return (200, {"data_streams": [{}]}) if there else (404, {"error": "no such index"})
+        assert method == "PUT"
+        if there:
+            return 400, {"error": {"type": "resource_already_exists_exception"}}
+        assert "/_index_template/vllm-vitals-logs" in self.things, "the template comes before its data stream"
+        self.things["stream"] = True
+        return 200, {"acknowledged": True}
+
+    def _new_fields(self, sent: Any) -> tuple[int, Any]:
+        assert set(sent) == {"dynamic", "properties"}
+        return (400, {"error": "mapper cannot be changed"}) if self.conflicting else (200, {"acknowledged": True})
+
+
+class KibanaStore(Store):
+    """Kibana, as far as its set-up asks."""
+
+    def answer(self, method: str, path: str, headers: Any, body: bytes) -> tuple[int, Any]:
+        """Every call needs kbn-xsrf; the import takes a form with one file."""
+        if headers.get("kbn-xsrf") is None:
+            return 400, {"message": "Request must contain a kbn-xsrf header."}
+        self.content_type = headers.get("Content-Type", "")
+        return super().answer(method, path, headers, body)
+
+    def elasticsearch(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        """Answer as Kibana does."""
+        if (method, path) == ("GET", "/api/status"):
+            self.unready -= 1
+            level = "unavailable" if self.unready >= 0 else "available"
+            return (503 if self.unready >= 0 else 200), {"status": {"overall": {"level": level}}}
+        if (method, path) != ("POST", "/api/saved_objects/_import?overwrite=true"):
+            return 404, {"message": "Not Found"}
+        assert self.content_type.startswith("multipart/form-data; boundary=")
+        boundary = self.content_type.partition("boundary=")[2].encode()
+        (part,) = body.split(b"--" + boundary)[1:-1]
+        head, _, content = part.partition(b"\r\n\r\n")
+        assert b'name="file"; filename="objects.ndjson"' in head
+        lines = content.decode().strip().splitlines()
+        self.things["objects"] = [json.loads(line) for line in lines]
+        return 200, {"successCount": len(lines), "success": True, "warnings": [], "successResults": []}
+
+
+@contextmanager
+def serving(store: Store) -> Iterator[Store]:
+    """Serve a store on loopback."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _any(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, answer = store.answer(self.command, self.path, self.headers, body)
+            data = answer.encode() if isinstance(answer, str) else json.dumps(answer, separators=(",", ":")).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_PUT = do_POST = do_DELETE = _any  # noqa: N815  http.server looks for these
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    store.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield store
+    finally:
+        server.shutdown()
+        server.server_close()
