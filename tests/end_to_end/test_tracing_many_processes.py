@@ -1,9 +1,13 @@
-"""Two API servers before two engines: every process traces its share, and any of them tells the sum."""
+"""Two API servers before two engines: every process traces its share, and any of them tells the sum.
+
+What they trace passes a real collector.
+"""
 
 from collections import Counter
 
 import pytest
 from support.calls import completion
+from support.collectors import KINDS, Collector
 from support.exposition import series
 from support.fixtures import CACHE
 from support.http import get
@@ -21,11 +25,18 @@ def receiver():
 
 
 @pytest.fixture(scope="module")
-def server(receiver):
+def collector(receiver, tmp_path_factory):
+    """A collector before the receiver."""
+    program = Collector(KINDS[0], receiver.grpc_url, tmp_path_factory.mktemp("collector"))
+    yield program
+    program.stop()
+
+
+@pytest.fixture(scope="module")
+def server(collector):
     """Eight processes of one vLLM."""
-    endpoint = receiver.http_url.removesuffix("/v1/traces")
     environment = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.http_url,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "VLLM_VITALS_TRACING_EXPORT": "process",
     }
