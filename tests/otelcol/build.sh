@@ -10,6 +10,8 @@ set -euo pipefail
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 source=$(cd "${BASH_SOURCE[0]%/*}" && pwd)/otelcol-core
+exec 9>"$folder/lock"
+flock 9
 [ ! -e "$folder/version" ] || exit 0
 command -v apt-get dpkg >/dev/null || { echo "only Debian's tools can unpack Debian's packages" >&2; exit 1; }
 
