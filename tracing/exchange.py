@@ -1,7 +1,7 @@
 """One HTTP request while vLLM serves it: written on the event loop, read on the drain thread once it is over."""
 
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from time import time as _now
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from .sampling import Head
@@ -27,7 +27,7 @@ class Exchange:
         raw_id: the caller's X-Request-Id, or a new one.
         started, ended, first_byte: Unix seconds; 0 until they happen.
         status: of the answer, 0 before it begins.
-        streamed: the answer is a stream of server-sent events.
+        answer_headers: as the application gave them.
         complete: the last byte of the answer was handed over.
         disconnected: the caller hung up before that.
         error_type: class of an exception that left the application.
@@ -41,7 +41,8 @@ class Exchange:
 
     ended = first_byte = waits_until = 0.0
     status = 0
-    streamed = complete = disconnected = released = False
+    complete = disconnected = released = False
+    answer_headers: Any = ()
     error_type = ""
     body: list[bytes] | None = None
     sequences: "list[Timeline] | None" = None
@@ -86,24 +87,20 @@ class Exchange:
     # No coroutine of its own: each event of a stream comes through here.
     def sent(self, message: Message) -> Awaitable[None]:
         """Pass on what goes to the caller; the answer gets our X-Request-Id unless it has one."""
-        if message["type"] == "http.response.body":
+        kind = message["type"]
+        if kind == "http.response.body":
             if not self.first_byte and message.get("body"):
-                self.first_byte = time.time()
+                self.first_byte = _now()
             if not message.get("more_body"):
                 # Set before it is sent: the server answers the next receive() with a disconnect as soon as it is.
                 self.complete = not self.disconnected
-        elif message["type"] == "http.response.start":
+        elif kind == "http.response.start":
             self.status = message.get("status", 0)
-            headers = message.get("headers") or ()
-            told = False
-            for name, value in headers:
-                if len(name) == 12:  # both names that matter have twelve letters
-                    lower = name.lower()
-                    if lower == b"x-request-id":
-                        told = True
-                    elif lower == b"content-type":
-                        self.streamed = value.startswith(b"text/event-stream")
-            if not told:
+            self.answer_headers = headers = message.get("headers") or ()
+            for name, _ in headers:
+                if len(name) == 12 and name.lower() == b"x-request-id":  # of any case, though ASGI wants it lower
+                    break
+            else:
                 message["headers"] = [*headers, (b"x-request-id", self.raw_id)]
         return self.send(message)
 
@@ -121,6 +118,12 @@ class Exchange:
         """Our span of this request."""
         made: int | None = self.__dict__.get("_span_id")
         return made if made is not None else self.__dict__.setdefault("_span_id", new_span_id())
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the answer is a stream of server-sent events."""
+        kinds = (value for name, value in self.answer_headers if name.lower() == b"content-type")
+        return any(value.startswith(b"text/event-stream") for value in kinds)
 
     @property
     def request_id(self) -> str:

@@ -144,21 +144,76 @@ def short_cut({names}):
         idle = False
     return _original({names}) if idle else _wrapper({names})
 """
+_AROUND: Final = """
+def around({names}):
+    try:
+        before = {before}
+    except Exception as error:
+        before = None
+        _failed(_name, error)
+    result = _original({names})
+    try:
+        _after({reads}, before)
+    except Exception as error:
+        _failed(_name, error)
+    return result
+"""
 
 
 def _with_short_cut(idle: str, target: Any, wrapper: Any) -> Any:
-    """Return a wrapper that goes straight to vLLM's method where there is nothing to do, a fifth of the cost.
+    """Return a wrapper that goes straight to vLLM's method where there is nothing to do, a fifth of the cost."""
+    scope = {"_original": target, "_wrapper": wrapper, "served": SERVED.get, "UNWANTED": UNWANTED}
+    return _made(_SHORT_CUT, target, scope, idle=idle) or wrapper
 
-    It has the parameters of the method itself, whatever they are in this vLLM: passing on *args and **kwargs is what
-    costs the event loop.
+
+def _around(
+    target: Any, live: Live, name: str, reads: tuple[str, ...], after: Callable[..., None], before: str = "None"
+) -> Any:
+    """Return a wrapper that looks before and after the call, and counts what goes wrong in either.
+
+    Args:
+        target: vLLM's method.
+        live: where failures are counted.
+        name: of the hook.
+        reads: parameters that are looked at, the first ones.
+        after: takes those and what was found before.
+        before: an expression over them.
+    """
+    scope = {"_original": target, "_after": after, "_failed": live.hook_failed, "_name": name}
+    exact = _made(_AROUND, target, scope, before=before, reads=", ".join(reads))
+    if exact is not None:
+        return exact
+    look = eval(f"lambda {', '.join(reads)}: {before}")  # noqa: S307  our own text
+
+    def around(*args: Any, **kwargs: Any) -> Any:
+        found: list[Any] = []
+        seen = None
+        try:
+            found = [args[at] if len(args) > at else kwargs[read] for at, read in enumerate(reads)]
+            seen = look(*found)
+        except Exception as error:
+            live.hook_failed(name, error)
+        result = target(*args, **kwargs)
+        try:
+            if found:
+                after(*found, seen)
+        except Exception as error:
+            live.hook_failed(name, error)
+        return result
+
+    return around
+
+
+def _made(template: str, target: Any, scope: dict[str, Any], **texts: str) -> Any:
+    """Return a function with the parameters of the method itself, whatever they are in this vLLM; None if it cannot be.
+
+    Passing on *args and **kwargs is what costs the event loop.
     """
     parameters = [*inspect.signature(target).parameters.values()]
-    if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
-        return wrapper
-    names = ", ".join(p.name for p in parameters)
-    scope = {"_original": target, "_wrapper": wrapper, "served": SERVED.get, "UNWANTED": UNWANTED}
-    exec(_SHORT_CUT.format(names=names, idle=idle), scope)  # noqa: S102  names of parameters and our own text
-    made: Any = scope["short_cut"]
+    if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters) or parameters[0].name != "self":
+        return None
+    exec(template.format(names=", ".join(p.name for p in parameters), **texts), scope)  # noqa: S102  names of parameters and our own text
+    made: Any = next(value for name, value in scope.items() if name in {"short_cut", "around"})
     made.__defaults__ = tuple(p.default for p in parameters if p.default is not p.empty) or None
     return made
 
@@ -170,31 +225,19 @@ def _target(hook: Hook) -> tuple[Any, str, Any]:
 
 
 def _wrap_add_request(original: Any, live: Live) -> Any:
-    def add_request(*args: Any, **kwargs: Any) -> Any:
-        self: Any = args[0]
-        request: Any = None
-        before = None
-        try:
-            request = args[1] if len(args) > 1 else kwargs["request"]
-            before = self.request_states.get(request.request_id)
-        except Exception as error:
-            live.hook_failed("OutputProcessor.add_request", error)
-        result = original(*args, **kwargs) if kwargs else original(*args)
-        try:
-            if before is None:
-                if (served := SERVED.get()) is not UNWANTED:
-                    _begin(self.request_states[request.request_id], request, served)
-                    live.processor = self
-            elif request.request_id not in self.request_states:
-                # The end of a streamed input whose last piece was answered already: vLLM only lets go of it here.
-                timeline = getattr(before, "vllm_vitals", None)
-                if timeline is not None:
-                    _end(timeline, before, "stop", live)
-        except Exception as error:
-            live.hook_failed("OutputProcessor.add_request", error)
-        return result
+    def after(self: Any, request: Any, before: Any) -> None:
+        if before is None:
+            if (served := SERVED.get()) is not UNWANTED:
+                _begin(self.request_states[request.request_id], request, served)
+                live.processor = self
+        elif request.request_id not in self.request_states:
+            # The end of a streamed input whose last piece was answered already: vLLM only lets go of it here.
+            timeline = getattr(before, "vllm_vitals", None)
+            if timeline is not None:
+                _end(timeline, before, "stop", live)
 
-    return add_request
+    before = "self.request_states.get(request.request_id)"
+    return _around(original, live, "OutputProcessor.add_request", ("self", "request"), after, before)
 
 
 def _begin(state: Any, request: Any, served: Served | None) -> None:
@@ -241,25 +284,20 @@ def _wrap_update_from_events(original: Any, live: Live) -> Any:
 
 
 def _wrap_update_stats_from_finished(original: Any, live: Live) -> Any:
-    def update_stats_from_finished(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs) if kwargs else original(*args)
-        try:
-            state = args[1] if len(args) > 1 else kwargs["req_state"]
-            timeline = getattr(state, "vllm_vitals", None)
-            if timeline is None:
-                return result
-            timeline.finish(state, args[2] if len(args) > 2 else kwargs["finish_reason"])
-            if live.many_engines:
-                _note_for_stat_logger(timeline, args[3] if len(args) > 3 else kwargs["iteration_stats"])
-            if live.capture_content:
-                timeline.output_text = _output_text(state)
-            if not live.waits_for_native:  # else vLLM's own span comes next, and do_tracing ends it
-                _done(timeline, live)
-        except Exception as error:
-            live.hook_failed("OutputProcessor._update_stats_from_finished", error)
-        return result
+    def after(_self: Any, state: Any, reason: Any, iteration: Any, _: None) -> None:
+        timeline = getattr(state, "vllm_vitals", None)
+        if timeline is None:
+            return
+        timeline.finish(state, reason)
+        if live.many_engines:
+            _note_for_stat_logger(timeline, iteration)
+        if live.capture_content:
+            timeline.output_text = _output_text(state)
+        if not live.waits_for_native:  # else vLLM's own span comes next, and do_tracing ends it
+            _done(timeline, live)
 
-    return update_stats_from_finished
+    reads = ("self", "req_state", "finish_reason", "iteration_stats")
+    return _around(original, live, "OutputProcessor._update_stats_from_finished", reads, after)
 
 
 def _note_for_stat_logger(timeline: Timeline, iteration: Any) -> None:
