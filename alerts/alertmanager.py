@@ -80,8 +80,10 @@ def _causes() -> list[dict[str, Any]]:
             "target_matchers": [f'alertname=~"{_LATE}|VLLMThroughputLow"', 'model_name!=""'],
             "equal": ["service", "model_name"],
         },
+        # Not by VLLMServerDown: what a server said is gone with its page. Whatever was delivered before ends then, and
+        # Alertmanager tells nobody that an alert is over while it is inhibited: the incident would stay open.
         {
-            "source_matchers": ['alertname=~"VLLMServerDown|VLLMEngineUnhealthy"'],
+            "source_matchers": ['alertname="VLLMEngineUnhealthy"'],
             "target_matchers": [f'alertname=~"{_ENGINE_SYMPTOMS}"', 'alertname!~".*BudgetBurn|VLLMEngineUnhealthy"'],
             "equal": ["service", "server", "instance"],
         },
@@ -104,8 +106,7 @@ def _causes() -> list[dict[str, Any]]:
             "target_matchers": ['alertname=~"GPULost|GPUStaleSnapshot"'],
             "equal": ["instance"],
         },
-        # Its XID tells why. It was delivered before the loss was certain, and Alertmanager tells nobody that an alert
-        # is over while it is inhibited: the incident would stay open.
+        # Its XID tells why, and was delivered before the loss was certain: its incident would stay open, too.
         {
             "source_matchers": ['alertname="GPULost"'],
             "target_matchers": ['alertname=~"GPU.*"', 'alertname!~"GPULost|GPUXid.*"'],

@@ -37,11 +37,13 @@ def _with_recorded(known: Schema, groups: Iterable[Group]) -> Schema:
     rules = [rule for group in groups for rule in group.rules if not isinstance(rule, Alert)]
     for rule in rules:
         recorded[rule.record] = None
-    for _ in range(3):  # budget remaining reads budget spent, which reads counts
+    for _ in rules:  # a chain of recordings that read recordings is no longer than that
         known = known._replace(recorded=recorded)
-        found: dict[str, frozenset[str]] = {}
+        found: dict[str, frozenset[str] | None] = {}
         for rule in rules:
             labels = inferred_labels(rule.expr, known) | {*rule.labels}
-            found[rule.record] = found.get(rule.record, frozenset()) | labels
-        recorded = dict(found)
+            found[rule.record] = (found.get(rule.record) or frozenset()) | labels
+        if found == recorded:
+            break
+        recorded = found
     return known._replace(recorded=recorded)

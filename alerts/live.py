@@ -46,7 +46,10 @@ def _measured(service: Service, indicator: Indicator, objective: Objective, prom
     total = counted("count")
     if not total:
         return
-    lower, upper = (1 - counted("bucket", f'le="{le(bound)}"') / total for bound in (where.lower, where.upper))
+    # Not below nothing: increase() extrapolates a bucket of a young engine a little further than the whole.
+    lower, upper = (
+        max(0.0, 1 - counted("bucket", f'le="{le(bound)}"') / total) for bound in (where.lower, where.upper)
+    )
     read = (1 - where.share) * lower + where.share * upper
     yield (
         f"{service.name}: {indicator} {objective.promise}: of the last {_PAST} between {_share(upper)} and "

@@ -1,18 +1,19 @@
 """One objective becomes counts over each window, the budget, and four tiers of burn-rate alerts.
 
 Counts are recorded, not ratios: `bad / (total > 0)` has no value while nothing happens, and a budget over weeks is
-weighted by traffic. Each window is evaluated as often as it can change.
+weighted by traffic. Each window is evaluated as often as it can change; days are added up from recorded hours, since
+increase() over days of every engine's buckets costs Prometheus more than all other rules together.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from .alert_names import BURNS, TITLES
-from .indicators import counts, labels_of
+from .indicators import Counts, counts, labels_of
 from .promises import duration, percent
 from .rules import Alert, Group, Recording
 from .sla import Indicator, Objective, Service, Sla
-from .tiers import Tier, tiers, window_name, windows
+from .tiers import Tier, part_of, tiers, window_name, windows
 
 _OFTEN: Final = 30.0
 _SELDOM: Final = 120.0
@@ -22,6 +23,7 @@ _HOUR: Final = 3600
 AT_BEST: Final = "goodput-at-best"
 AT_WORST: Final = "goodput-at-worst"
 _KEEP_FIRING: Final = 120.0
+_PART: Final = "window_part"
 
 
 def slo_name(service: Service, indicator: Indicator) -> str:
@@ -40,7 +42,7 @@ def objective_groups(sla: Sla, service: Service, indicator: Indicator, objective
     long = [window for window in every if window > _HOUR]
     name = f"{service.name}-{slo}"
     for part, interval, some in (("fast", _OFTEN, short), ("slow", _SELDOM, long)):
-        rules = [rule for window in some for rule in _window_rules(service, indicator, objective, labels, window)]
+        rules = [rule for window in some for rule in _window_rules(sla, service, indicator, objective, labels, window)]
         if rules:
             yield Group(f"{name}-{part}", interval, rules)
     yield Group(f"{name}-counts", _BUDGET, [*_count_rules(service, indicator, objective, labels)])
@@ -51,19 +53,41 @@ def objective_groups(sla: Sla, service: Service, indicator: Indicator, objective
 
 
 def _window_rules(
-    service: Service, indicator: Indicator, objective: Objective, labels: dict[str, str], window: int
+    sla: Sla, service: Service, indicator: Indicator, objective: Objective, labels: dict[str, str], window: int
 ) -> Iterable[Recording]:
     name = window_name(window)
     chosen = f'{{slo="{labels["slo"]}",service="{labels["service"]}"}}'
     total, bad, ratio = f"slo:sli_total:increase{name}", f"slo:sli_bad:increase{name}", f"slo:sli_error:ratio{name}"
     if labels["slo"] == AT_BEST:
         return _bounds(labels, total, bad, ratio)
-    expressions = counts(service, indicator, objective, name)
+    part = part_of(window, windows(sla.window))
+    if part is None:
+        expressions = counts(service, indicator, objective, name)
+    else:
+        expressions = Counts(
+            *(_added_up(f"slo:sli_{what}:increase", chosen, part, window) for what in ("total", "bad"))
+        )
     return (
         Recording(total, expressions.total, labels),
         Recording(bad, expressions.bad, labels),
         Recording(ratio, f"{bad}{chosen} / ({total}{chosen} > 0)", labels),
     )
+
+
+def _added_up(record: str, chosen: str, part: int, window: int) -> str:
+    """Return a count over a long window as the sum of the recorded counts of its parts, one behind the other.
+
+    `or` under a label of their own instead of `+`: a part that nobody recorded, because Prometheus is younger, adds
+    nothing, and the others stay. Where Prometheus was away at a seam, the part recorded last before that stands in, as
+    long as it has more in common with the missing one than not.
+    """
+    name = f"{record}{window_name(part)}{chosen}"
+    reach = window_name(part // 120 * 60)
+    parts = [
+        f'label_replace(last_over_time({name}[{reach}] offset {window_name(back)}), "{_PART}", "{number}", "", "")'
+        for number, back in enumerate(range(part, window, part), 1)
+    ]
+    return f"sum without ({_PART}) (\n  " + "\n  or\n  ".join([name, *parts]) + "\n)"
 
 
 def _bounds(labels: dict[str, str], total: str, bad: str, ratio: str) -> Iterable[Recording]:

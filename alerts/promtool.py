@@ -17,6 +17,8 @@ from .sla import Sla
 
 _DEADLINE: Final = 600.0
 _LINES: Final = 40
+# Go collects garbage whenever its heap doubles, and promtool's stays small: a third of its time. 200 MiB instead of 70.
+_GARBAGE: Final = {"GOGC": "800"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def run_tests(sla: Sla, folder: Path, program: str | None = None) -> Iterator[Ou
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     tests = [name for name in files if name.endswith(".test.yml")]
+    tests.sort(key=lambda name: len(files[name]), reverse=True)  # the dearest first, so that none is left at the end
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for future in as_completed([pool.submit(_run, program, folder / name) for name in tests]):
             yield future.result()
@@ -75,6 +78,7 @@ def _run(program: str, path: Path) -> Outcome:
             text=True,
             timeout=_DEADLINE,
             check=False,
+            env={**_GARBAGE, **os.environ},
         )
     except subprocess.TimeoutExpired:
         return Outcome(path.name, count, f"no answer within {_DEADLINE:g} s", _DEADLINE)

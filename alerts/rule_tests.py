@@ -18,6 +18,8 @@ from .selectors import of_requests_page, of_target
 from .sla import LATENCIES, Indicator, Objective, Service, Sla
 from .tiers import Tier, tiers
 
+_COUNTED: Final = ("-fast", "-slow")  # groups of the counts over windows
+_SLOW_STEP: Final = 15  # minutes between evaluations where days pass
 _HEALTHY: Final = 70  # minutes of good traffic before anything happens: longer than the fast tier's window
 _PER_MINUTE: Final = 600
 
@@ -42,7 +44,7 @@ def test_files(sla: Sla) -> dict[str, str]:
             files[f"{name}.test.yml"] = _file(name, needed, 1, _burn_tests(sla, service, indicator, objective))
             if _alerts(objective):
                 slow = _slow_tests(sla, service, indicator, objective)
-                files[f"{name}-slow.test.yml"] = _file(name, needed, 5, slow)
+                files[f"{name}-slow.test.yml"] = _file(name, needed, _SLOW_STEP, slow)
         groups = [*service_groups(sla, service)]
         files |= _limit_files(f"{service.name}-limits", groups, _service_cases(service))
     return files | _limit_files("gpus-limits", [machine_group(sla)], _gpu_cases(sla))
@@ -56,7 +58,7 @@ def _needed(sla: Sla, service: Service, indicator: Indicator, objective: Objecti
     others: list[Group] = []
     for other in ("ttft", "tpot"):
         its = getattr(service.objectives, other)
-        others += [group for group in objective_groups(sla, service, other, its) if not group.name.endswith("-alerts")]
+        others += [group for group in objective_groups(sla, service, other, its) if group.name.endswith(_COUNTED)]
     return [*others, *groups]
 
 
@@ -83,12 +85,6 @@ def _burn_tests(sla: Sla, service: Service, indicator: Indicator, objective: Obj
         series = _series(service, indicator, objective, phases)
         return {"name": name, "interval": "1m", "input_series": series, "promql_expr_test": [*checks]}
 
-    half = Phase(180, _PER_MINUTE, _PER_MINUTE * budget / 2)
-    yield test(
-        "half of the budget is silent",
-        [half],
-        *(_is(firing[tier.name], 179, 0) for tier in every if _alerts(objective)),
-    )
     if _alerts(objective):
         error = min(1.0, 4 * fast.threshold(budget))
         at = fast.long / 60 * fast.threshold(budget) / error
@@ -106,8 +102,8 @@ def _burn_tests(sla: Sla, service: Service, indicator: Indicator, objective: Obj
         few = max(1, objective.min_bad_events - 1)
         yield test(
             f"{few} bad among few at night are silent",
-            [Phase(60, 0.1, 0), Phase(1, few, few), Phase(60, 0.1, 0)],
-            *(_is(firing[tier.name], minute, 0) for tier in every for minute in (62, 90)),
+            [Phase(30, 0.1, 0), Phase(1, few, few), Phase(30, 0.1, 0)],
+            *(_is(firing[tier.name], minute, 0) for tier in every for minute in (32, 60)),
         )
         again = Phase(10, _PER_MINUTE, 0, reset=True)
         yield test(
@@ -118,33 +114,44 @@ def _burn_tests(sla: Sla, service: Service, indicator: Indicator, objective: Obj
         )
     ratio = f'count(slo:sli_error:ratio5m{{slo="{slo}"}}) or vector(0)'
     spent = f'count(slo:error_budget_spent:ratio{{slo="{slo}"}} > 0.001) or vector(0)'
-    yield test("no traffic gives no ratio and spends nothing", [Phase(60, 0, 0)], _is(ratio, 50, 0), _is(spent, 50, 0))
+    yield test("no traffic gives no ratio and spends nothing", [Phase(20, 0, 0)], _is(ratio, 15, 0), _is(spent, 15, 0))
 
 
 def _slow_tests(sla: Sla, service: Service, indicator: Indicator, objective: Objective) -> Iterator[dict[str, Any]]:
-    """Yield the test that a burn between two tiers' thresholds becomes a ticket and no page; steps of five minutes."""
-    fast, medium, slow, _ = tiers(sla.window)
+    """Yield the tests over a day and more: what the slow tier finds and no faster one, and what is silent for good."""
+    fast, medium, slow, trickle = tiers(sla.window)
     budget = objective.promise.budget
     error = (slow.factor + medium.factor) / 2 * budget
-    detected = math.ceil(slow.long / 60 * slow.threshold(budget) / error + 30)
+    detected = _stepped(slow.long / 60 * slow.threshold(budget) / error + 30)
     slo = slo_name(service, indicator)
 
     def count(tier: Tier) -> str:
         return _firing(BURNS[indicator], f'slo="{slo}",burn_tier="{tier.name}"')
 
-    phases = [Phase(slow.long // 60 + 60, _PER_MINUTE, 0), Phase(detected + 30, _PER_MINUTE, _PER_MINUTE * error)]
-    begins = phases[0].minutes
-    yield {
-        "name": f"a slow burn ({error:.3g}) becomes a ticket within {detected} minutes and pages nobody",
-        "interval": "1m",
-        "input_series": _series(service, indicator, objective, phases),
-        "promql_expr_test": [
-            _is(count(slow), begins + 30, 0),
-            _is(count(slow), begins + detected, 1),
-            _is(count(fast), begins + detected, 0),
-            _is(count(medium), begins + detected, 0),
-        ],
-    }
+    def test(name: str, phases: Sequence[Phase], *checks: dict[str, Any]) -> dict[str, Any]:
+        series = _series(service, indicator, objective, phases)
+        return {"name": name, "interval": "1m", "input_series": series, "promql_expr_test": [*checks]}
+
+    begins = _stepped(slow.long / 60 + 60)
+    yield test(
+        f"a slow burn ({error:.3g}) becomes a ticket within {detected} minutes and pages nobody",
+        [Phase(begins, _PER_MINUTE, 0), Phase(detected + 30, _PER_MINUTE, _PER_MINUTE * error)],
+        _is(count(slow), begins + 2 * _SLOW_STEP, 0),
+        _is(count(slow), begins + detected, 1),
+        _is(count(fast), begins + detected, 0),
+        _is(count(medium), begins + detected, 0),
+    )
+    day = _stepped(slow.long / 60)
+    yield test(
+        "half of the budget is silent",
+        [Phase(day, _PER_MINUTE, _PER_MINUTE * budget / 2)],
+        *(_is(count(tier), day, 0) for tier in (fast, medium, slow, trickle)),
+    )
+
+
+def _stepped(minutes: float) -> int:
+    """Return the first evaluation after some minutes, where they are seldom."""
+    return math.ceil(minutes / _SLOW_STEP) * _SLOW_STEP
 
 
 def _alerts(objective: Objective) -> bool:
@@ -260,6 +267,7 @@ class Case(NamedTuple):
         healthy: the same before and after.
         severity: off leaves the case out.
         minutes: that it takes at most.
+        over: minutes after the trouble until it must have ended; more where a window is an hour.
     """
 
     alert: str
@@ -267,6 +275,7 @@ class Case(NamedTuple):
     healthy: Mapping[str, str]
     minutes: int
     labels: str = ""
+    over: int = 30
 
 
 def _limit_files(name: str, groups: Sequence[Group], cases: Iterator[Case]) -> dict[str, str]:
@@ -281,7 +290,7 @@ def _limit_files(name: str, groups: Sequence[Group], cases: Iterator[Case]) -> d
 
 
 def _limit_test(case: Case) -> dict[str, Any]:
-    before, after = 30, 90
+    before, after = 30, case.over
     series = []
     for name in dict.fromkeys((*case.healthy, *case.broken)):
         phases = [
@@ -374,7 +383,7 @@ def _service_cases(service: Service) -> Iterator[Case]:
         yield Case("VLLMEngineUnhealthy", {healthy: "0"}, {healthy: "1"}, 4)
         yield Case("VLLMEngineStalled", {stalled: "1"}, {stalled: "0"}, 4)
         restarts = of("vllm_vitals_server_restarts_total", target)
-        yield Case("VLLMEngineRestarting", {restarts: "+1"}, {restarts: "+0"}, 6)
+        yield Case("VLLMEngineRestarting", {restarts: "+1"}, {restarts: "+0"}, 6, over=90)
     else:
         steps = of("vllm:iteration_tokens_total_count", engine)
         yield Case("VLLMEngineStalled", {running: "3", steps: "+0"}, {running: "3", steps: "+50"}, 10)
@@ -439,7 +448,7 @@ def _gpu_cases(sla: Sla) -> Iterator[Case]:
     )
     bad, good = _beyond(limits.corrected_ecc)
     corrected = of("nvidia_gpu_ecc_errors_total", severity="corrected", scope="volatile")
-    yield Case("GPUEccCorrected", {corrected: f"+{bad * 60 * 3:.10g}"}, {corrected: f"+{good * 6:.10g}"}, 60)
+    yield Case("GPUEccCorrected", {corrected: f"+{bad * 60 * 3:.10g}"}, {corrected: f"+{good * 6:.10g}"}, 60, over=90)
     built = of("vllm_vitals_build_info", machine, version="1")
     up = of("up", machine)
     yield Case("VitalsExporterDown", {up: "0"}, {up: "1", built: "1"}, 5)

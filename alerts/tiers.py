@@ -4,6 +4,7 @@ Source: Google, The Site Reliability Workbook, chapter 5, table 5-8, with window
 fires when its share of the budget is spent within its long window; the short one ends the alert soon after the trouble.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -11,6 +12,8 @@ from .promises import duration
 
 TierName = Literal["fast", "medium", "slow", "trickle"]
 _MONTH: Final = 30 * 86400.0
+_RAW: Final = 6 * 3600  # up to here increase() over the pages' own samples is cheap
+_MOST_PARTS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,17 @@ def tiers(window: float) -> tuple[Tier, ...]:
 def windows(window: float) -> tuple[int, ...]:
     """Return every window that the tiers need in seconds, shortest first."""
     return tuple(sorted({seconds for tier in tiers(window) for seconds in (tier.long, tier.short)}))
+
+
+def part_of(window: int, recorded: Iterable[int]) -> int | None:
+    """Return the recorded window of which whole multiples make a long one; None where increase() has to look at all.
+
+    The longest is taken: each seam between two parts may lose what lies between two scrapes.
+    """
+    if window <= _RAW:
+        return None
+    fitting = [part for part in recorded if part < window <= _MOST_PARTS * part and window % part == 0]
+    return max(fitting, default=None)
 
 
 def window_name(seconds: int) -> str:

@@ -3,8 +3,9 @@
     python benchmarks/rules_evaluation.py [--seconds 600]
 
 Two Prometheis on the same targets, each with its own copy of the same past, written by promtool: three days of every
-series that rules read over an hour or more, and thirty days of the budgets' counts. One evaluates the rules, the other
-only scrapes; the difference of their CPU times is the rules'. The demo plays the engines, through real exporters.
+series that rules read over an hour or more, recorded ones among them, and thirty days of the budgets' counts. One
+evaluates the rules, the other only scrapes; the difference of their CPU times is the rules'. The demo plays the
+engines, through real exporters.
 """
 
 import argparse
@@ -122,6 +123,18 @@ def budget_series(sla: Sla, models: set[str]) -> list[tuple[str, float]]:
     ]
 
 
+def part_series(sla: Sla, models: set[str], names: set[str]) -> list[tuple[str, float]]:
+    """Return the recorded hours and days of which longer windows are put together."""
+    return [
+        (line(rule.record, {**rule.labels, "model_name": model}), -1000.0 if "total" in rule.record else -2.0)
+        for groups in rule_groups(sla).values()
+        for group in groups
+        for rule in group.rules
+        if isinstance(rule, Recording) and rule.record in names and not rule.record.endswith(":count5m")
+        for model in models
+    ]
+
+
 def backfill(folder: Path, data: Path, name: str, series: list[tuple[str, float]], days: int, step: int) -> int:
     """Write series of the last days as blocks; returns the number of samples."""
     text = folder / f"{name}.txt"
@@ -176,8 +189,11 @@ def main() -> None:
         models = set(re.findall(r'model_name="([^"]+)"', pages[JOBS[0]][1]))
         started = time.monotonic()
         samples = backfill(folder, data, "raw", raw, RAW_DAYS, STEP)
+        parts = part_series(sla, models, names)
+        samples += backfill(folder, data, "parts", parts, RAW_DAYS, 120)
         samples += backfill(folder, data, "budgets", budget_series(sla, models), BUDGET_DAYS, 300)
-        print(f"past: {len(raw)} series, {samples:,} samples, written in {time.monotonic() - started:.0f} s\n")
+        took = time.monotonic() - started
+        print(f"past: {len(raw)} raw and {len(parts)} recorded series, {samples:,} samples, written in {took:.0f} s\n")
 
         servers = {}
         for kind, some in (("with rules", rules), ("without", [])):

@@ -96,6 +96,16 @@ def test_a_faster_tier_silences_slower_ones_of_whatever_has_a_budget_of_its_own(
     assert {tuple(rule["equal"]) for rule in rules} == {("service", "slo", "model_name", "tenant")}
 
 
+def test_a_server_that_is_down_does_not_hide_that_what_it_said_before_is_over():
+    """Alertmanager sends no resolution of an inhibited alert: a stall that ends in a crash would stay an incident."""
+    own = {"VLLMEngineStalled", "VLLMQueueLong", "VLLMKVCacheFull", "VLLMPreemptionsHigh", "VLLMMetricsDark"}
+    for rule in config(load())["inhibit_rules"]:
+        (source,) = re.findall(r'"(.*)"', rule["source_matchers"][0])
+        target = re.findall(r'"(.*)"', rule["target_matchers"][0])[0]
+        if re.fullmatch(source, "VLLMServerDown"):
+            assert not {name for name in own if re.fullmatch(target, name)}
+
+
 def test_inhibition_names_only_alerts_that_there_are():
     names = [alert.name for alert in ALERTS]
     patterns = [

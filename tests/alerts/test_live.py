@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import bcrypt
@@ -14,6 +15,7 @@ from support.http import free_port
 from support.programs import Exporter
 from support.prometheus_server import PrometheusServer
 from support.waiting import wait_for
+from vllm_vitals.alerts.live import bucket_notes
 
 SLA = """\
 services:
@@ -150,6 +152,17 @@ def test_the_error_of_a_promise_between_two_buckets_is_measured(rules, prometheu
     assert (late("0.5"), late("0.25")) == pytest.approx((least, most), abs=0.03), "the demo goes on meanwhile"
 
 
+def test_no_share_is_below_zero_where_increase_sees_more_in_a_bucket_than_in_all(sla_of):
+    """Extrapolated: a young engine's bucket may be born a scrape after its count."""
+
+    class Young:
+        def instant(self, query: str) -> list[SimpleNamespace]:
+            return [SimpleNamespace(value=100.1 if "_bucket" in query else 100.0)]
+
+    (note,) = bucket_notes(sla_of("ttft: 99% under 300ms"), Young())
+    assert "between 0% and 0% were later" in note
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -204,7 +217,7 @@ def answering(reply: Callable[[str | None], Reply]) -> Iterator[str]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

@@ -58,6 +58,17 @@ def test_the_check_knows_what_rules_record(wrong, said):
     assert said in problems(wrong, rule_schema(load()))[0]
 
 
+@pytest.mark.parametrize(
+    "name", ["slo:sli_total:increase9d", "slo:sli_error:ratio9d", "slo:error_budget_remaining:ratio"]
+)
+def test_the_check_knows_labels_through_every_recording_that_reads_a_recording(sla_of, name):
+    """Nine days are read from three, those from eighteen hours, those from six."""
+    text = (
+        "window: 90d\nretention: 120d\nservices: [{name: a, selector: {job: x}, objectives: {availability: 99.9%}}]\n"
+    )
+    assert rule_schema(sla_of(text)).recorded[name] == {"model_name", "slo", "service"}
+
+
 def test_prometheus_of_both_versions_takes_the_rules(prometheus_binaries, everything, tmp_path):
     for number, sla in enumerate((load(), everything)):
         folder = tmp_path / str(number)

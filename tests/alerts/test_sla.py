@@ -5,6 +5,7 @@ import re
 import pytest
 from vllm_vitals.alerts.sla import DEFAULT, load
 from vllm_vitals.scalars import ConfigError
+from vllm_vitals.tracing_settings import GoodputSettings
 
 A = "services: [{name: a, selector: {}}]\n"
 
@@ -23,6 +24,14 @@ def test_the_default_promises_every_indicator_and_limits_everything():
     ]  # fmt: skip
     for limits in (service.limits, sla.gpus.limits):
         assert all(getattr(limits, name) is not None for name in limits.__slots__)
+
+
+def test_the_plugin_calls_good_by_default_what_the_default_promises():
+    """Else VLLMGoodputTargetDiffers would fire where nobody set anything."""
+    (service,) = load().services
+    goodput = GoodputSettings()
+    assert service.objectives.ttft.promise.threshold == goodput.ttft
+    assert service.objectives.tpot.promise.threshold == goodput.tpot
 
 
 def test_the_default_shows_every_key_that_there_is():

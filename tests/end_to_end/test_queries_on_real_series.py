@@ -116,8 +116,7 @@ def watched(tmp_path_factory) -> Iterator[Mapping[str, Watched]]:
     """One exporter over one engine, every Prometheus that is here beside it."""
     folder = tmp_path_factory.mktemp("rules")
     driver = fake_driver(folder)
-    (folder / "vitals.yaml").write_text("tracing:\n  goodput: {ttft: 500ms, tpot: 75ms}\n")  # as the SLA says
-    vllm = TracedVllm(CACHE, environment={"VLLM_VITALS_CONFIG": str(folder / "vitals.yaml")})
+    vllm = TracedVllm(CACHE)
     programs: list[Any] = [vllm]
     stop = threading.Event()
     traffic = threading.Thread(target=lambda: keep_busy(vllm, stop))
