@@ -41,7 +41,7 @@ with OtlpReceiver() as receiver:
         receiver.clear()
 """
 START_SECONDS = 900  # where others are at work on the machine
-SETTLE_SECONDS = 0.4  # the drain thread looks ten times a second, spans wait 100 ms
+SETTLE_SECONDS = 0.6  # the drain thread looks four times a second, spans wait 100 ms
 WARM_UP = 8  # requests after a switch: bytecode that was specialised for the other way
 TRACEPARENT = "00-%032x-b7ad6b7169203331-0%d"
 

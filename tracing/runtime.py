@@ -22,7 +22,9 @@ from .trace_context import format_traceparent, new_request_id, parse_traceparent
 
 _log: Final = logging.getLogger("vllm_vitals.tracing")
 
-_POLL_SECONDS: Final = 0.1  # instead of waking the thread for each request, which costs the event loop a system call
+# Instead of waking the thread for each request, which costs the event loop a system call. Not more often, since the
+# first request of a batch finds the processor's caches cold.
+_POLL_SECONDS: Final = 0.25
 _IDLE_SECONDS: Final = 1.0
 _GRACE_SECONDS: Final = 5.0  # an abort reaches the engine a little after the HTTP request ended
 _CLOSE_SECONDS: Final = 2.0
