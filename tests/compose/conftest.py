@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -49,13 +50,12 @@ def programs() -> Path:
 @pytest.fixture(scope="module")
 def docker(programs: Path) -> Iterator[images.Docker]:
     """A Docker daemon of this module's own, with an image for each pin."""
-    engine = bundles.engine(programs, CACHE)
-    try:
-        docker = engine.__enter__()
-    except bundles.NoDockerError as error:
-        pytest.skip(str(error))
-    yield docker
-    engine.__exit__(None, None, None)
+    with contextlib.ExitStack() as stack:
+        try:
+            docker = stack.enter_context(bundles.engine(programs, CACHE))
+        except bundles.NoDockerError as error:
+            pytest.skip(str(error))
+        yield docker
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """The shipped compose file, profiles all and demo, on a real Docker Engine.
 
-Real: Docker, Compose, Prometheus, Alertmanager, node_exporter (Debian's builds), the exporter's image as its shipped
-Dockerfile makes it, the demo, the set-up jobs, the collector's core where it was built. Stand-ins, which refuse to start
-where they are not given what their program needs: Grafana, Jaeger, Elasticsearch, Kibana, Filebeat, the collector's
-contrib parts, vLLM. Not as shipped: images, networks.
+Real: Docker, Compose, Prometheus, Alertmanager, node_exporter (Debian's builds), the exporter's image as its Dockerfile
+makes it, the demo, the set-up jobs, the collector's core where it was built. Stand-ins, which refuse to start where
+they are not given what their program needs: Grafana, Jaeger, Elasticsearch, Kibana, Filebeat, the collector's contrib
+parts, vLLM. Not as shipped: images, networks.
 
-The tests stand in the order of what takes long: an alert ripens while other services are killed.
+The tests stand in the order of what takes long: an alert ripens while services are killed.
 """
 
 import json

@@ -47,6 +47,7 @@ def engine(programs: Path, cache: Path) -> Iterator[images.Docker]:
     folder = Path(tempfile.mkdtemp(prefix="vitals-docker.", dir="/tmp"))  # short: it holds a unix socket
     started = subprocess.run([HERE / "engine.sh", programs, folder, "start"], capture_output=True, text=True)
     if started.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
         raise NoDockerError(f"dockerd does not run here: {started.stderr.strip().splitlines()[-1:]}")
     try:
         docker = images.Docker(programs, folder)

@@ -2,7 +2,8 @@
 
 A stand-in looks at what the bundle gives its program (user, arguments, files, secrets, places to write, powers), says
 all that is wrong and ends with 1, or answers where the program would. What each expects is written down here, apart
-from compose.yaml: from what is known of the real images. Stores are those of tests/support, so the set-up jobs really run.
+from compose.yaml: from what is known of the real images. Elasticsearch's and Kibana's API are those of the tests'
+strict servers, so the set-up jobs really run.
 """
 
 import base64
@@ -44,7 +45,6 @@ class Wanted:
         read_only: mounted so that it cannot change them.
         writable: where it writes, its memory disks among them.
         data: the one of these that is a volume.
-        ports: where it listens; the health address is on one of them.
         capabilities: all that it may have.
         executable: places from which it loads programs that it unpacked.
     """
@@ -56,7 +56,6 @@ class Wanted:
     read_only: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
     data: str = ""
-    ports: tuple[int, ...] = ()
     capabilities: int = 0
     executable: tuple[str, ...] = ()
 
@@ -77,7 +76,6 @@ WANTED = {
         read_only=(f"{_GRAFANA}/provisioning", f"{_GRAFANA}/dashboards", "/run/secrets"),
         writable=("/var/lib/grafana", "/tmp"),
         data="/var/lib/grafana",
-        ports=(3000,),
     ),
     "elasticsearch": Wanted(
         user=(1000, 0),
@@ -87,7 +85,6 @@ WANTED = {
         read_only=(f"{_ELASTICSEARCH}/config", "/run/secrets"),
         writable=(f"{_ELASTICSEARCH}/data", f"{_ELASTICSEARCH}/logs", "/run/elasticsearch", "/tmp"),
         data=f"{_ELASTICSEARCH}/data",
-        ports=(9200,),
         executable=("/tmp",),
     ),
     "kibana": Wanted(
@@ -97,7 +94,6 @@ WANTED = {
         read_only=(f"{_KIBANA}/config/kibana.yml", "/run/secrets"),
         writable=(f"{_KIBANA}/data", f"{_KIBANA}/logs", "/run/kibana", "/tmp"),
         data=f"{_KIBANA}/data",
-        ports=(5601,),
     ),
     "filebeat": Wanted(
         user=(0, 0),
@@ -107,7 +103,6 @@ WANTED = {
         read_only=(f"{_FILEBEAT}/filebeat.yml", "/var/lib/docker/containers", "/run/secrets"),
         writable=(f"{_FILEBEAT}/data", f"{_FILEBEAT}/logs", "/tmp"),
         data=f"{_FILEBEAT}/data",
-        ports=(5066,),
         capabilities=READ_ANY_FILE,
     ),
     "jaeger": Wanted(
@@ -117,7 +112,6 @@ WANTED = {
         secrets=("es_jaeger_password", "ui.json"),
         read_only=("/etc/jaeger/config.yaml", "/run/secrets"),
         writable=("/tmp",),
-        ports=(16686, 4317, 4318, 13133),
     ),
     "collector": Wanted(
         user=(10001, 10001),
@@ -125,7 +119,6 @@ WANTED = {
         files=("/etc/otelcol/config.yaml",),
         read_only=("/etc/otelcol/config.yaml",),
         writable=("/tmp",),
-        ports=(4317, 4318, 13134, 8888, 8889),
     ),
     "vllm": Wanted(
         user=(1000, 0),
@@ -133,7 +126,6 @@ WANTED = {
         read_only=("/run/secrets",),
         writable=("/cache", "/tmp"),
         data="/cache",
-        ports=(8000,),
         executable=("/tmp",),
     ),
 }
