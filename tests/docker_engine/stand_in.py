@@ -166,7 +166,10 @@ def problems(wanted: Wanted, arguments: Iterable[str]) -> list[str]:
 
 
 def _secrets_problems(wanted: Wanted) -> list[str]:
-    there = sorted(path.name for path in SECRETS.iterdir()) if SECRETS.is_dir() else []
+    try:
+        there = sorted(os.listdir(SECRETS)) if SECRETS.is_dir() else []
+    except OSError as error:
+        return [f"{SECRETS}: expected a folder that can be read, found {error.strerror}"]
     if there != sorted(wanted.secrets):
         return [f"{SECRETS}: expected {', '.join(wanted.secrets) or 'nothing'}, found {', '.join(there) or 'nothing'}"]
     found = []
