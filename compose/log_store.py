@@ -85,6 +85,7 @@ def pipeline() -> dict[str, Any]:
                         # vLLM: no year and no zone, so Docker's time stays
                         r"^(?:%{PROCESS})?%{LEVEL:log.level} %{CLOCK} \[%{PLACE}\] ?%{REST:message}$",
                         r"^(?:%{PROCESS})?%{LEVEL:log.level}: +%{REST:message}$",  # uvicorn
+                        r"^%{STAMP} %{LEVEL:log.level} %{REST:message}$",  # exporter: no zone
                         r"(?:^| )level=%{LEVEL:log.level}(?: |$)",  # Prometheus, Alertmanager, Grafana
                         r"^[^\t]+\t%{LEVEL:log.level}\t",  # collector
                         r"^%{PROCESS}%{REST:message}$",
@@ -93,6 +94,7 @@ def pipeline() -> dict[str, Any]:
                         **_process(),
                         "LEVEL": f"(?:{_LEVELS})",
                         "CLOCK": r"\d\d-\d\d \d\d:\d\d:\d\d",
+                        "STAMP": r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}",
                         "PLACE": "%{FILE:log.origin.file.name}:%{LINE:log.origin.file.line:long}",
                         "FILE": r"[^\]\[:]+",
                         "LINE": r"\d{1,9}",

@@ -8,6 +8,7 @@ from typing import Final
 from .docker import Compose, Service
 
 _POLL_SECONDS: Final = 1.0
+_AGAIN_SECONDS: Final = 0.3  # until the second look at what seems to be done
 _RESTARTS_ARE_FAILURE: Final = 20.0  # seconds in which a service that ends again and again may find its feet
 
 
@@ -21,6 +22,7 @@ def start(compose: Compose, deadline: float, say: Callable[[str], None]) -> bool
     """
     began = time.monotonic()
     told: dict[str, str] = {}
+    calm = Calm()
     ailing: dict[str, float] = {}
     with tempfile.TemporaryFile() as output:
         process = compose.start("up", "--detach", "--remove-orphans", "--build", output=output)
@@ -38,7 +40,7 @@ def start(compose: Compose, deadline: float, say: Callable[[str], None]) -> bool
                     output.seek(0)
                     _tell(compose, broken, output.read().decode("utf-8", "replace"), say)
                     return False
-                if ended == 0 and services and all(service.settled for service in services):
+                if calm.reached(services) and ended == 0:
                     return True
                 if ended == 0 and broken:
                     _tell(compose, broken, "", say)
@@ -47,11 +49,34 @@ def start(compose: Compose, deadline: float, say: Callable[[str], None]) -> bool
                     say(f"not healthy after {deadline:.0f} s")
                     _tell(compose, [one for one in services if not one.settled], "", say)
                     return False
-                time.sleep(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS if calm.looks == 0 else _AGAIN_SECONDS)
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+
+
+class Calm:
+    """Whether all is as it shall be, at two looks in a row.
+
+    Compose asks Docker for states and then, one by one, for healths. So a service that ends at its start again and
+    again is at times seen as running and without a health: whatever has shown one before has to show one, and one look
+    is not enough.
+    """
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self._probed: set[str] = set()
+
+    def reached(self, services: Sequence[Service]) -> bool:
+        """Take a look in, and return whether this is the second good one."""
+        self._probed |= {service.name for service in services if service.health}
+        good = bool(services) and all(
+            service.settled and (service.state == "exited" or service.health or service.name not in self._probed)
+            for service in services
+        )
+        self.looks = self.looks + 1 if good else 0
+        return self.looks >= 2
 
 
 def failing(services: Iterable[Service], ailing: dict[str, float], now: float) -> Iterable[Service]:

@@ -13,7 +13,7 @@ from vllm_vitals.compose.bundle import SHIPPED, init
 from vllm_vitals.compose.docker import Service
 from vllm_vitals.compose.passwords import PROXY_USERS, SECRETS, make_missing
 from vllm_vitals.compose.source_archive import archive
-from vllm_vitals.compose.watch import failing, pages
+from vllm_vitals.compose.watch import Calm, failing, pages
 
 
 @pytest.fixture
@@ -174,6 +174,20 @@ def test_unhealthy_is_a_failure_at_once_and_restarting_after_a_while():
     since: dict[str, float] = {}
     assert [*failing([restarting, unhealthy], since, 0.0)] == [unhealthy]
     assert [*failing([restarting], since, 25.0)] == [restarting]
+
+
+def test_up_is_done_when_all_is_well_at_two_looks():
+    healthy, done = Service("prometheus", "running", "healthy", 0), Service("secrets", "exited", "", 0)
+    calm = Calm()
+    assert [calm.reached([healthy, done]) for _ in range(2)] == [False, True]
+    assert not Calm().reached([])
+
+
+def test_a_service_that_ends_again_and_again_is_never_taken_for_done():
+    starting, ended = Service("prometheus", "running", "starting", 0), Service("prometheus", "restarting", "", 1)
+    between = Service("prometheus", "running", "", 0)  # its state from before it ended, its health from after
+    calm = Calm()
+    assert not any(calm.reached([look]) for look in (between, ended, starting, between, between, between))
 
 
 def test_pages_are_told_for_what_runs():

@@ -117,6 +117,10 @@ def test_json_behind_the_process_that_older_vllm_puts_in_front(ours):
             {"log.level": "info", "message": '127.0.0.1:4711 - "GET /health HTTP/1.1" 200 OK', "process.pid": 1},
         ),
         (
+            "2026-11-26 06:40:00,815 WARNING server llama: down",
+            {"log.level": "warning", "message": "server llama: down"},
+        ),
+        (
             "(Worker pid=8) [Gloo] Rank 0 is connected",
             {"process.name": "Worker", "message": "[Gloo] Rank 0 is connected"},
         ),
@@ -207,6 +211,15 @@ def test_a_long_line_that_docker_cut_is_one_again(ours):
     _, indexed = stored(json.dumps(line))[0]
     assert len(indexed.fields["message"]) == 100_000
     assert indexed.ignored == ["user.hash"]  # kept, too long to be searched
+
+
+def test_a_long_line_takes_in_what_the_other_stream_wrote_between_its_records():
+    """Not what one would want, but what Filebeat does: its parser joins records of both streams."""
+    first, rest = log_lines.json_file(["x" * 20_000]).splitlines(keepends=True)
+    (event,) = filebeat(FILEBEAT, first + log_lines.json_file(["y"], stream="stderr"), {"PROJECT": "vllm-vitals"})
+    assert (event["message"], event["log"]["iostream"]) == ("x" * 16384 + "y", "stdout")
+    (event,) = filebeat(FILEBEAT, rest, {"PROJECT": "vllm-vitals"})
+    assert event["message"] == "x" * (20_000 - 16384)
 
 
 def test_a_log_message_cannot_pretend_to_be_a_field():

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # A Docker daemon of our own, for one run of the tests. Its images, volumes and socket lie in DIR, and nothing outlives
-# `stop`. It has no bridge and no iptables rules, so it needs no more than root: containers share a loopback instead.
+# `stop` or whoever called `start`. No bridge, no iptables rules: it needs root and no more, containers share a loopback.
 #
 #   usage: engine.sh PROGRAMS DIR start|stop      PROGRAMS is what unpack.sh made; DIR must be short (a unix socket)
 set -euo pipefail
 
-[ $# -eq 3 ] || { sed -n '5s/^# *//p' "$0" >&2; exit 2; }
+[ $# -eq 3 ] || [ "${3-}" = watch ] || { sed -n '5s/^# *//p' "$0" >&2; exit 2; }
 programs=$1 dir=$2
 
 running() { # its pid, if that process still is our daemon
@@ -31,13 +31,23 @@ JSON
         "$programs/bin/dockerd" --config-file "$dir/daemon.json" >"$dir/dockerd.log" 2>&1 </dev/null &
     daemon=$!
     for _ in {1..240}; do
-        ! DOCKER_HOST=unix://$dir/docker.sock timeout 10 "$programs/bin/docker" version >/dev/null 2>&1 || exit 0
+        if DOCKER_HOST=unix://$dir/docker.sock timeout 10 "$programs/bin/docker" version >/dev/null 2>&1; then
+            setsid "$0" "$programs" "$dir" watch "$PPID" >/dev/null 2>&1 </dev/null &
+            exit 0
+        fi
         kill -0 "$daemon" 2>/dev/null || break
         sleep 0.25
     done
     tail -n 20 "$dir/dockerd.log" >&2
     stop
     exit 1
+}
+
+watch() { # PID: stop when that process is gone, as where a run of the tests is killed
+    while running >/dev/null; do
+        kill -0 "$1" 2>/dev/null || { stop; break; }
+        sleep 2
+    done
 }
 
 stop() {
@@ -51,5 +61,6 @@ stop() {
 case $3 in
 start) start ;;
 stop) stop ;;
+watch) watch "$4" ;;
 *) exit 2 ;;
 esac

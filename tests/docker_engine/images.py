@@ -1,20 +1,25 @@
 """Images without a registry: real programs from Debian's packages and from this Python, under the tags that .env pins.
 
-For programs that cannot be had here there are stand-ins: a small HTTP server that answers where the real one would.
-Each image says in a label what is inside.
+For programs that cannot be had here there are stand-ins (stand_in.py): they look at what they are given and answer
+where the real one would. Each image says in a label what is inside.
 """
 
 import contextlib
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
+import yaml
+from support.collectors import CORE, core_part
+from vllm_vitals.compose.bundle import SHIPPED
 from vllm_vitals.compose.source_archive import archive
 
 _BUSYBOX = (
@@ -37,6 +42,14 @@ _BUSYBOX = (
     "test",
     "env",
     "kill",
+    "sed",
+    "cut",  # from here on: what the set-up jobs need, whose images have it from coreutils
+    "tr",
+    "date",
+    "dirname",
+    "mktemp",
+    "cmp",
+    "true",
 )
 _OF_WHEELS = {
     "libpthread.so.0",
@@ -79,11 +92,18 @@ class Root:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, place)
 
-    def folder_of(self, owner: int, path: str) -> None:
+    def folder_of(self, owner: int, path: str, group: int | None = None) -> None:
         """Add an empty folder; a new volume takes the owner of its mount point."""
         place = self.folder / path.lstrip("/")
         place.mkdir(parents=True, exist_ok=True)
-        os.chown(place, owner, owner)
+        os.chown(place, owner, owner if group is None else group)
+
+    def script(self, path: str, *command: str) -> None:
+        """Add a program that is another one with these arguments."""
+        place = self.folder / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f'#!/bin/bash\nexec {" ".join(command)} "$@"\n')
+        place.chmod(0o755)
 
     def python(self, wheels: Path | None) -> None:
         """Add this very Python where it lies here, without what is installed into it; pip where there are wheels."""
@@ -100,7 +120,6 @@ class Root:
             "turtledemo",
             "site-packages",
             "dist-packages",
-            "__pycache__",
             "EXTERNALLY-MANAGED",
             "config-*",
         )
@@ -147,7 +166,10 @@ class Docker:
             "PATH": f"{programs}/bin:{os.environ['PATH']}",
         }
 
-    def __call__(self, *arguments: object, stdin=None, check: bool = True, timeout: float = 300, cwd=None) -> str:
+    def __call__(
+        self, *arguments: object, stdin=None, check: bool = True, both: bool = False, timeout: float = 300, cwd=None
+    ) -> str:
+        """Return what the command printed, with `both` also to standard error."""
         said = subprocess.run(
             ["docker", *map(str, arguments)],
             env=self.env,
@@ -160,7 +182,7 @@ class Docker:
         assert not check or said.returncode == 0, (
             f"docker {' '.join(map(str, arguments[:3]))}: {said.stdout[-2000:]}{said.stderr[-3000:]}"
         )
-        return said.stdout
+        return said.stdout + said.stderr if both else said.stdout
 
 
 def make(docker: Docker, pins: dict[str, str], work: Path, wheels: Path) -> None:
@@ -210,16 +232,70 @@ def make(docker: Docker, pins: dict[str, str], work: Path, wheels: Path) -> None
     python.python(wheels)
     python.imported(docker, pins["PYTHON_IMAGE"], "Python and wheels of this machine")
 
-    standin = root("standin")
-    standin.python(None)
-    shutil.copy(Path(__file__).with_name("stand_in.py"), standin.folder / "stand_in.py")
-    standin.folder_of(472, "/var/lib/grafana")
-    standin.imported(
-        docker,
-        pins["GRAFANA_IMAGE"],
-        "STAND-IN, no Grafana",
-        ENTRYPOINT='["/usr/local/bin/python", "/stand_in.py", "grafana"]',
-    )
+    stand_ins(docker, pins, root("stand-in"), wheels)
+
+
+# Which pin stands for which; vLLM's is the image that would be built.
+STAND_INS = {
+    "grafana": "GRAFANA_IMAGE",
+    "collector": "COLLECTOR_IMAGE",
+    "jaeger": "JAEGER_IMAGE",
+    "elasticsearch": "ELASTICSEARCH_IMAGE",
+    "kibana": "KIBANA_IMAGE",
+    "filebeat": "FILEBEAT_IMAGE",
+    "vllm": "VLLM_IMAGE",
+}
+_CALL = ("/usr/local/bin/python", "-B", "/stand-in/stand_in.py")
+
+
+def stand_ins(docker: Docker, pins: dict[str, str], root: Root, wheels: Path) -> None:
+    """Make the images of what cannot be had: one file system under several names, each with its own first program."""
+    root.python(None)
+    for name in ("bash", "curl"):  # what scripts of the bundle call in these images
+        found = shutil.which(name)
+        assert found, f"apt-get install {name}"
+        root.program(Path(found).resolve(), f"/bin/{name}")
+    here = root.folder / "stand-in"
+    here.mkdir()
+    shutil.copy(Path(__file__).with_name("stand_in.py"), here)
+    shutil.copy(Path(__file__).parents[1] / "support/store_servers.py", here)
+    (pyyaml,) = wheels.glob("pyyaml-*.whl")
+    with zipfile.ZipFile(pyyaml) as wheel:
+        wheel.extractall(here)
+
+    root.folder_of(472, "/var/lib/grafana", 0)
+    root.folder_of(1000, "/cache", 0)
+    for home in ("elasticsearch", "kibana", "filebeat"):
+        root.folder_of(1000, f"/usr/share/{home}/config", 0)
+        root.folder_of(0 if home == "filebeat" else 1000, f"/usr/share/{home}/data", 0)
+    (root.folder / "usr/share/elasticsearch/config/elasticsearch.yml").write_text("network.host: 0.0.0.0\n")
+    for tool in ("elasticsearch-keystore", "kibana-keystore", "filebeat"):
+        root.script(f"/usr/local/bin/{tool}", *_CALL, tool)
+    root.script("/usr/local/bin/docker-entrypoint.sh", *_CALL, "elasticsearch")
+    root.script("/usr/local/bin/kibana-docker", *_CALL, "kibana")
+    core = CORE.exists()
+    if core:
+        root.program(CORE, "/usr/local/bin/otelcol-core")
+        (root.folder / "etc/otelcol-core.yaml").write_text(yaml.safe_dump(_core_config()))
+    base = "vllm-vitals-stand-in:local"
+    root.imported(docker, base, "STAND-IN")
+    container = docker("create", "--network", "none", base, "true").strip()
+    for name, pin in STAND_INS.items():
+        inside = f"STAND-IN, no {name}"
+        if core and name == "collector":
+            inside += ": the collector's real core, without contrib's parts"
+        entrypoint = json.dumps([*_CALL, name])
+        docker("commit", "--change", f'LABEL vllm-vitals.inside="{inside}"', "--change", f"ENTRYPOINT {entrypoint}",
+               "--change", "CMD []", container, pins[pin])  # fmt: skip
+    docker("rm", container)
+
+
+def _core_config() -> dict:
+    """Return the shipped configuration as far as the core goes, on the collector's own address of the loopback."""
+    config = core_part(yaml.safe_load((SHIPPED / "collector/config.yaml").read_text()))
+    for protocol in config["receivers"]["otlp"]["protocols"].values():
+        protocol["endpoint"] = protocol["endpoint"].replace("0.0.0.0", "collector")
+    return config
 
 
 def collect_wheels(cache: Path) -> Path:

@@ -47,17 +47,17 @@ def filebeat(config: Mapping[str, Any], file: bytes, variables: Mapping[str, str
 
 def _container(lines: Iterator[str]) -> Iterator[Document]:
     """The parser `container` with format docker: a record without a newline goes on in the next one."""
-    text = ""
+    text, first = "", None
     for line in lines:
         record = json.loads(line)
-        text += record["log"]
+        text, first = text + record["log"], first or record  # of whichever stream the next record is
         if not record["log"].endswith("\n"):
             continue
-        attributes = {"docker": {"attrs": record["attrs"]}} if "attrs" in record else {}
+        attributes = {"docker": {"attrs": first["attrs"]}} if "attrs" in first else {}
         yield {
-            "@timestamp": record["time"],
+            "@timestamp": first["time"],
             "message": text.removesuffix("\n"),
-            "stream": record["stream"],
+            "stream": first["stream"],
             "log": {"offset": 0, "file": {"path": "/var/lib/docker/containers/x/x-json.log"}},
             # What Filebeat adds of itself
             "agent": {"type": "filebeat"},
@@ -66,7 +66,7 @@ def _container(lines: Iterator[str]) -> Iterator[Document]:
             "input": {"type": "filestream"},
             **attributes,
         }
-        text = ""
+        text, first = "", None
 
 
 def _beat_rename(event: Document, options: Mapping[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """Plays the part of Elasticsearch's and Kibana's API that the set-up scripts use; refuses whatever it does not know.
 
-After the API reference of 9.5 (elastic.co/docs/api/doc/elasticsearch and .../kibana).
+After the API reference of 9.5 (elastic.co/docs/api/doc/elasticsearch and .../kibana). Needs nothing but Python: it also
+lies in the images of the stand-ins (tests/docker_engine).
 """
 
 import base64
+import binascii
 import json
 import re
 import threading
@@ -23,6 +25,32 @@ _KEYS = {
     "/_ingest/pipeline": {"description", "processors", "on_failure", "_meta"},
 }
 
+# Paths of all that is there when Elasticsearch is set up; `stream` is the data stream of logs.
+SET_UP = {
+    "/_security/user/kibana_system/_password",
+    *(f"/_security/{kind}/{name}" for kind in ("role", "user")
+      for name in ("filebeat_writer", "jaeger_writer", "grafana_reader")),
+    "/_ilm/policy/vllm-vitals-logs",
+    "/_ilm/policy/vllm-vitals-traces",
+    "/_component_template/vllm-vitals-logs-mappings",
+    "/_component_template/vllm-vitals-logs-settings",
+    "/_ingest/pipeline/vllm-vitals-logs",
+    "/_ingest/pipeline/vllm-vitals-logs-json",
+    "/_index_template/vllm-vitals-logs",
+    *(f"/_index_template/jaeger-{name}" for name in ("span", "service", "dependencies", "sampling")),
+    "stream",
+}  # fmt: skip
+
+
+def login(headers: Any) -> tuple[str, str] | None:
+    """Return name and password of a request, if it has them."""
+    kind, _, token = (headers.get("Authorization") or "").partition(" ")
+    try:
+        name, colon, password = base64.b64decode(token, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return (name, password) if kind == "Basic" and colon else None
+
 
 @dataclass
 class Store:
@@ -39,13 +67,26 @@ class Store:
     def answer(self, method: str, path: str, headers: Any, body: bytes) -> tuple[int, Any]:
         """Return status and body."""
         self.calls.append((method, path))
-        token = base64.b64encode(f"elastic:{self.password}".encode()).decode()
-        if headers.get("Authorization") != f"Basic {token}":
-            return 401, {"error": {"reason": "unable to authenticate user [elastic]"}}
+        given = login(headers)
+        if given is None:
+            return 401, {"error": {"reason": f"missing authentication credentials for REST request [{path}]"}}
+        if not self.knows(*given):
+            return 401, {"error": {"reason": f"unable to authenticate user [{given[0]}]"}}
+        if (method, path) == ("GET", "/_security/_authenticate"):
+            return 200, {"username": given[0]}
+        if given[0] != "elastic":
+            return 403, {"error": {"reason": f"action is unauthorized for user [{given[0]}]"}}
         if path in self.faults:
             status, text = self.faults[path]
             return status, text
         return self.elasticsearch(method, path, body)
+
+    def knows(self, name: str, password: str) -> bool:
+        """Whether it is the password of this user."""
+        if name == "elastic":
+            return password == self.password
+        paths = (f"/_security/user/{name}/_password", f"/_security/user/{name}")
+        return any(self.things.get(path, {}).get("password") == password for path in paths)
 
     def elasticsearch(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         """Answer as Elasticsearch does."""
@@ -130,9 +171,8 @@ class KibanaStore(Store):
         return 200, {"successCount": len(lines), "success": True, "warnings": [], "successResults": []}
 
 
-@contextmanager
-def serving(store: Store) -> Iterator[Store]:
-    """Serve a store on loopback."""
+def server_of(store: Store, address: tuple[str, int]) -> ThreadingHTTPServer:
+    """Return a server of a store, bound and not yet serving."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -151,7 +191,13 @@ def serving(store: Store) -> Iterator[Store]:
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    return ThreadingHTTPServer(address, Handler)
+
+
+@contextmanager
+def serving(store: Store) -> Iterator[Store]:
+    """Serve a store on loopback."""
+    server = server_of(store, ("127.0.0.1", 0))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     store.url = f"http://127.0.0.1:{server.server_port}"
     try:
