@@ -16,6 +16,8 @@ from support.shortened_rules import shortened_expression
 from support.waiting import wait_for
 from support.webhook import Delivery
 
+pytestmark = pytest.mark.waits
+
 TIERS = ("fast", "medium", "slow", "trickle")
 
 
