@@ -6,7 +6,7 @@
 set -euo pipefail
 
 [ $# -eq 3 ] || [ "${3-}" = watch ] || { sed -n '5s/^# *//p' "$0" >&2; exit 2; }
-programs=$1 dir=$2
+programs=$(cd "$1" && pwd -P) dir=$2 # as /proc shows it, where the cache is a link
 
 running() { # its pid, if that process still is our daemon
     local pid
