@@ -10,6 +10,7 @@ from .docker import Compose, Service
 _POLL_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 0.3  # until the second look at what seems to be done
 _RESTARTS_ARE_FAILURE: Final = 20.0  # seconds in which a service that ends again and again may find its feet
+_WHILE_OTHERS_WAIT: Final = 60.0  # the same while Compose waits for it, which it does for as long as start_period says
 
 
 def start(compose: Compose, deadline: float, say: Callable[[str], None]) -> bool:
@@ -35,14 +36,16 @@ def start(compose: Compose, deadline: float, say: Callable[[str], None]) -> bool
                     if told.get(service.name) != service.words and service.words != "created":
                         told[service.name] = service.words
                         say(f"{now:6.1f} s  {service.name:<20} {service.words}")
-                broken = [*failing(services, ailing, now)]
+                broken = [
+                    *failing(services, ailing, now, _WHILE_OTHERS_WAIT if ended is None else _RESTARTS_ARE_FAILURE)
+                ]
                 if ended is not None and ended != 0:
                     output.seek(0)
                     _tell(compose, broken, output.read().decode("utf-8", "replace"), say)
                     return False
                 if calm.reached(services) and ended == 0:
                     return True
-                if ended == 0 and broken:
+                if broken and (ended == 0 or all(one.state != "running" for one in broken)):
                     _tell(compose, broken, "", say)
                     return False
                 if now > deadline:
@@ -79,13 +82,16 @@ class Calm:
         return self.looks >= 2
 
 
-def failing(services: Iterable[Service], ailing: dict[str, float], now: float) -> Iterable[Service]:
+def failing(
+    services: Iterable[Service], ailing: dict[str, float], now: float, patience: float = _RESTARTS_ARE_FAILURE
+) -> Iterable[Service]:
     """Yield services that will not come up by themselves: unhealthy, failed, or restarting for long.
 
     Args:
         services: as they are.
         ailing: since when each is in trouble; kept from call to call.
         now: seconds.
+        patience: seconds in which a service may find its feet.
     """
     for service in services:
         sick = service.health == "unhealthy" or service.state in {"restarting", "dead"} or not _ended_well(service)
@@ -93,7 +99,7 @@ def failing(services: Iterable[Service], ailing: dict[str, float], now: float) -
             ailing.pop(service.name, None)
         elif sick:
             since = ailing.setdefault(service.name, now)
-            if service.health == "unhealthy" or now - since >= _RESTARTS_ARE_FAILURE:
+            if service.health == "unhealthy" or now - since >= patience:
                 yield service
 
 

@@ -4,11 +4,13 @@ import io
 import os
 import shutil
 import stat
+import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 import yaml
-from vllm_vitals.compose import env_file
+from vllm_vitals.compose import env_file, watch
 from vllm_vitals.compose.bundle import SHIPPED, init
 from vllm_vitals.compose.docker import Service
 from vllm_vitals.compose.passwords import PROXY_USERS, SECRETS, make_missing
@@ -174,6 +176,28 @@ def test_unhealthy_is_a_failure_at_once_and_restarting_after_a_while():
     since: dict[str, float] = {}
     assert [*failing([restarting, unhealthy], since, 0.0)] == [unhealthy]
     assert [*failing([restarting], since, 25.0)] == [restarting]
+
+
+def test_a_service_that_cannot_come_up_is_told_while_compose_still_waits_for_it(monkeypatch):
+    class Waiting:
+        """Compose, for minutes, at a service that ends at each start."""
+
+        folder = Path("/bundle")
+
+        def start(self, *_, output):
+            return subprocess.Popen(["sleep", "100"], stdout=output)
+
+        def services(self):
+            return [Service("prometheus", "restarting", "", 1), Service("grafana", "created", "", 0)]
+
+        def logs(self, service):
+            return f"{service}: unknown key"
+
+    monkeypatch.setattr(watch, "_WHILE_OTHERS_WAIT", 0.5)
+    said: list[str] = []
+    assert watch.start(Waiting(), 50.0, said.append) is False
+    assert "    prometheus: unknown key" in said
+    assert not any("not healthy after" in line for line in said)
 
 
 def test_up_is_done_when_all_is_well_at_two_looks():
