@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from .body import Body, read_body
@@ -100,7 +101,7 @@ class Assembly:
             trace=self._trace(
                 exchange.head,
                 exchange.span_id,
-                b",".join(value for name, value in exchange.scope["headers"] if name == b"tracestate"),
+                _tracestate(exchange.scope["headers"]) if b"tracestate" in headers else b"",
                 outcome,
                 http.ended - http.started,
                 sequences,
@@ -109,9 +110,10 @@ class Assembly:
             sequences=sequences,
             session_id=body.session_id
             or named
-            or session_header(exchange.scope)
-            or (body.user and self._hash(body.user)),
-            operation=next((name for end, name in _OPERATIONS if http.path.endswith(end)), ""),
+            or (b"x-session-id" in headers and session_header(exchange.scope))
+            or (body.user and self._hash(body.user))
+            or "",
+            operation=_operation(http.path),
             stream=body.stream if exchange.body else exchange.streamed or None,
             user=user,
             headers=self._hashed(headers),
@@ -157,9 +159,10 @@ class Assembly:
         sequences: tuple[Sequence, ...],
     ) -> Trace:
         sampled, reason = self._sampler.finish(head, outcome, e2e, sequences) if self._exporting else (False, "")
-        native = next((s.native for s in sequences if s.native is not None), None)
-        if native is not None:  # vLLM's own span is out already: what hangs on it goes the same way
-            sampled = native.sampled
+        for sequence in sequences:
+            if sequence.native is not None:  # vLLM's own span is out already: what hangs on it goes the same way
+                sampled = sequence.native.sampled
+                break
         state = clean_tracestate(tracestate) if head.parent_span_id else ""
         return Trace(head.trace_id, span_id, head.parent_span_id, sampled, state, head.link, reason if sampled else "")
 
@@ -245,6 +248,15 @@ class Assembly:
         }
 
 
+def _tracestate(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b",".join(value for name, value in headers if name == b"tracestate")
+
+
+@lru_cache(maxsize=64)
+def _operation(path: str) -> str:
+    return next((name for end, name in _OPERATIONS if path.endswith(end)), "")
+
+
 def _session_text(value: Any) -> str:
     """Return a session id as it may be written: vllm_xargs lets callers choose its type and length."""
     return value[:256] if isinstance(value, str) else ""
@@ -274,9 +286,9 @@ def _http(exchange: Exchange, headers: Mapping[bytes, bytes]) -> Http:
 
 def _outcome(http: Http, sequences: tuple[Sequence, ...]) -> tuple[Outcome, str]:
     """Return the outcome and error.type of a request; the caller's hanging up explains whatever came after."""
-    failed = next((s for s in sequences if s.finish_reason == "error"), None)
-    if failed is not None:
-        return "server_error", failed.error_type or "error"
+    for sequence in sequences:
+        if sequence.finish_reason == "error":
+            return "server_error", sequence.error_type or "error"
     if http.disconnected:
         return "disconnected", "disconnected"
     if http.status in _UNAVAILABLE and not sequences:
@@ -287,8 +299,9 @@ def _outcome(http: Http, sequences: tuple[Sequence, ...]) -> tuple[Outcome, str]
         return "client_error", str(http.status)
     if http.error_type:
         return "server_error", http.error_type
-    if any(s.finish_reason == "abort" for s in sequences):
-        return "aborted", "aborted"
+    for sequence in sequences:
+        if sequence.finish_reason == "abort":
+            return "aborted", "aborted"
     return "ok", ""
 
 

@@ -112,15 +112,38 @@ class RequestLogSink:
 
 def _engine_fields(request: Request) -> dict[str, Any]:
     sequences = request.sequences
-    cached, preemptions = request.cached_tokens, request.preemptions
+    # One pass without generators: next to the encoding this is what a line costs.
+    input_tokens = output_tokens = cached = preemptions = decoded = 0
+    e2e = preempted = decoding = 0.0
+    timing = _TIMINGS[0]
+    first: Sequence | None = None
+    answered = 0
+    for sequence in sequences:
+        input_tokens += sequence.input_tokens
+        output_tokens += sequence.output_tokens
+        cached += sequence.cached_tokens
+        e2e = max(e2e, sequence.finished - sequence.arrival)
+        if sequence.timing != timing:
+            timing = max(timing, sequence.timing, key=_TIMINGS.index)
+        if sequence.preemptions:
+            preemptions += len(sequence.preemptions)
+            preempted += phases.preempted_seconds(sequence)
+        if sequence.first_token is not None:
+            answered += 1
+            if first is None or sequence.first_token < (first.first_token or 0.0):
+                first = sequence
+        tpot = phases.time_per_output_token(sequence)
+        if tpot is not None:
+            decoding += tpot * (sequence.output_tokens - 1)
+            decoded += sequence.output_tokens - 1
     line: dict[str, Any] = {
-        "input_tokens": request.input_tokens,
-        "output_tokens": request.output_tokens,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
         "cached_tokens": cached,
         "cache_hit": cached > 0,
         "preemptions": preemptions,
-        "e2e_ms": _ms(max(0.0, *(sequence.finished - sequence.arrival for sequence in sequences))),
-        "timing": max((sequence.timing for sequence in sequences), key=_TIMINGS.index),
+        "e2e_ms": _ms(e2e),
+        "timing": timing,
     }
     reasons = _finish_reasons(sequences)
     if len(reasons) == 1:
@@ -130,47 +153,35 @@ def _engine_fields(request: Request) -> dict[str, Any]:
     if len(sequences) > 1:
         line["sequences"] = len(sequences)
     if preemptions:
-        line["preempted_ms"] = _ms(sum(phases.preempted_seconds(sequence) for sequence in sequences))
-    answered = [sequence for sequence in sequences if sequence.prefilled]
-    if answered:
-        first = min(answered, key=lambda sequence: sequence.first_token or 0.0)
+        line["preempted_ms"] = _ms(preempted)
+    if first is not None:
         for name, begin, end in phases.phases(first):
             line[_MS[name]] = _ms(end - begin)
         line["ttft_ms"] = _ms(time_to_first_token(first) or 0.0)
-        for other in answered if len(answered) > 1 else ():
+        for other in sequences if answered > 1 else ():
             for name, begin, end in phases.phases(other):
                 if name == phases.DECODE:
                     line["decode_ms"] = max(line.get("decode_ms", 0.0), _ms(end - begin))
-    tpot = _time_per_output_token(sequences)
-    if tpot is not None:
-        line["tpot_ms"] = _ms(tpot)
+    if decoded:
+        line["tpot_ms"] = _ms(decoding / decoded)
     loras = {sequence.lora for sequence in sequences if sequence.lora}
     if loras:
         line["lora"] = ",".join(sorted(loras))
     rank = sequences[0].engine_index
-    if rank is not None and all(sequence.engine_index == rank for sequence in sequences):
+    if rank is not None and (len(sequences) == 1 or all(sequence.engine_index == rank for sequence in sequences)):
         line["engine_index"] = rank
     return line
 
 
-def _time_per_output_token(sequences: tuple[Sequence, ...]) -> float | None:
-    """Return decode seconds per token after the first ones, over all sequences; None where no second token came."""
-    seconds, tokens = 0.0, 0
-    for sequence in sequences:
-        one = phases.time_per_output_token(sequence)
-        if one is not None:
-            seconds += one * (sequence.output_tokens - 1)
-            tokens += sequence.output_tokens - 1
-    return seconds / tokens if tokens else None
-
-
 def _finish_reasons(sequences: tuple[Sequence, ...]) -> list[str]:
     """Return the different reasons in the order of the sequences."""
+    if len(sequences) == 1:
+        return [reason] if (reason := sequences[0].finish_reason) else []
     return list(dict.fromkeys(sequence.finish_reason for sequence in sequences if sequence.finish_reason))
 
 
 def _ms(seconds: float) -> float:
-    return _rounded(seconds * 1000)
+    return round(seconds * 1e6) / 1000
 
 
 def _rounded(number: float) -> float:
