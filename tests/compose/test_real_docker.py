@@ -14,6 +14,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +26,11 @@ from docker_engine.bundles import ADDRESSES, PINS, Bundle
 from support import container_lines, log_lines
 from support.collectors import CORE
 from support.compose_files import read_compose
+from support.fixtures import CACHE
 from support.log_pipeline import Indexed, Ingest, filebeat, index
+from support.programs import Program
 from support.store_servers import SET_UP
+from support.traced_vllm import TracedVllm
 from support.waiting import wait_for
 from vllm_vitals.compose import log_store
 from vllm_vitals.compose.bundle import SHIPPED
@@ -44,6 +48,7 @@ JOBS = {name for name, service in SHIPPED_SERVICES.items() if service["restart"]
 PROBED = sorted(name for name, service in SHIPPED_SERVICES.items() if "healthcheck" in service)
 SERVICES = sorted(SHIPPED_SERVICES.keys() - JOBS)
 WATCHED = {"jaeger": "http://jaeger:13133/status", "collector": "http://collector:13134/"}  # by their probes
+IN_NETNS = ["compose", "exec", "-T", "netns", "wget", "-q", "-O", "/dev/null"]
 OF_THE_ALERT = ["alertmanager", "prometheus", "demo"]
 FILEBEAT = yaml.safe_load((SHIPPED / "filebeat/filebeat.yml").read_text())
 MAPPING = json.loads((SHIPPED / "elasticsearch/logs-fields.json").read_text())
@@ -279,6 +284,49 @@ def test_a_span_passes_the_collectors_core_on_its_way_to_jaeger(bundle):
     assert json.loads(said) == {"partialSuccess": {}}
     page = "http://jaeger:16686/stand-in/connections"
     wait_for(lambda: json.loads(bundle.get(page))["http2"], "the collector at Jaeger's port", 30, pause=0.5)
+
+
+RECEIVER = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+from support.otlp_receiver import OtlpReceiver
+with OtlpReceiver(host=sys.argv[2], grpc_port=4317) as receiver:
+    told = 0
+    while True:
+        for resource, span in receiver.spans()[told:]:
+            told += 1
+            print(json.dumps([span.trace_id.hex(), span.name, resource.get("service.name")]), flush=True)
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.skipif(not CORE.exists(), reason="tests/otelcol/build.sh has not built the collector's core")
+def test_a_real_vllms_spans_pass_the_running_bundle(bundle, tmp_path):
+    """vLLM with the plugin runs in the bundle's network, beside its containers; a receiver takes Jaeger's place."""
+    inside = ["nsenter", f"--net=/proc/{bundle.container('netns')['State']['Pid']}/ns/net"]
+    bundle.compose("stop", "jaeger")
+    receiver = Program(
+        [*inside, sys.executable, "-c", RECEIVER, Path(__file__).parents[1], ADDRESSES["jaeger"]], tmp_path / "spans"
+    )
+    to_collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{ADDRESSES['collector']}:4317"}
+    server = TracedVllm(CACHE, environment=to_collector, inside=inside)
+    try:
+        ready = f"{server.url}/health"
+        wait_for(
+            lambda: bundle.docker(*IN_NETNS, ready, check=False, both=True, cwd=bundle.folder) == "", ready, 300, 1
+        )
+        for number in range(3):
+            header = f"traceparent: 00-{number + 1:032x}-{0xAA:016x}-01"
+            post = ["--header", "Content-Type: application/json", "--header", header, "--post-data"]
+            body = json.dumps({"model": server.MODEL, "prompt": "The engine", "max_tokens": 4})
+            bundle.docker(*IN_NETNS, *post, body, f"{server.url}/v1/completions", cwd=bundle.folder)
+        tree = {"POST /v1/completions", "llm_request", "vllm.ingress", "vllm.queue", "vllm.prefill", "vllm.decode"}
+        wanted = {(f"{number + 1:032x}", name, "vllm") for number in range(3) for name in tree}
+        wait_for(lambda: {tuple(json.loads(line)) for line in receiver.output.splitlines()} == wanted, "all spans", 60)
+    finally:
+        server.stop()
+        receiver.stop()
+        bundle.compose("start", "jaeger")
 
 
 def comes_back(bundle, service: str) -> None:

