@@ -36,9 +36,8 @@ def start(compose: Compose, deadline: float, say: Callable[[str], None]) -> bool
                     if told.get(service.name) != service.words and service.words != "created":
                         told[service.name] = service.words
                         say(f"{now:6.1f} s  {service.name:<20} {service.words}")
-                broken = [
-                    *failing(services, ailing, now, _WHILE_OTHERS_WAIT if ended is None else _RESTARTS_ARE_FAILURE)
-                ]
+                patience = _WHILE_OTHERS_WAIT if ended is None else _RESTARTS_ARE_FAILURE
+                broken = [*failing(services, ailing, now, patience)]
                 if ended is not None and ended != 0:
                     output.seek(0)
                     _tell(compose, broken, output.read().decode("utf-8", "replace"), say)

@@ -82,11 +82,6 @@ class Sequence:
     output_text: str | None = None
     native: "NativeSpan | None" = None
 
-    @property
-    def prefilled(self) -> bool:
-        """Whether the engine reached the first token, which is when vLLM counts the prompt's tokens."""
-        return self.first_token is not None
-
 
 @record(frozen=True, slots=True)
 class NativeSpan:
@@ -220,8 +215,3 @@ class Request:
     def output_tokens(self) -> int:
         """Tokens generated for all sequences."""
         return sum(sequence.output_tokens for sequence in self.sequences)
-
-    @property
-    def preemptions(self) -> int:
-        """Preemptions of all sequences."""
-        return sum(len(sequence.preemptions) for sequence in self.sequences)

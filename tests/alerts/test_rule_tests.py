@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -81,14 +82,9 @@ BURN, FEW, RESTART, IDLE = "an error ratio of", "4 bad among few", "a restart of
     ],
 )
 def test_a_wrong_rule_fails_the_test_that_is_meant_for_it(sla_of, tmp_path, right, wrong, noticed_by):
-    files = files_of(sla_of("availability: 99.9%"))
-    rules, tests = files["chat-availability.rules.yml"], yaml.safe_load(files["chat-availability.test.yml"])
-    tests["tests"] = [test for test in tests["tests"] if test["name"].startswith(noticed_by)]
-    assert len(tests["tests"]) == 1
-    assert right in rules
-    wrong_rules = {"chat-availability.rules.yml": rules.replace(right, wrong)}
-    said = run(tmp_path, {**wrong_rules, "chat-availability.test.yml": yaml.safe_dump(tests, sort_keys=False)})
-    assert "got: " in said, "rules that promtool takes, and other values"
+    has_to_fail(
+        files_of(sla_of("availability: 99.9%")), "chat-availability.test.yml", right, wrong, noticed_by, tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,12 +96,17 @@ def test_a_wrong_rule_fails_the_test_that_is_meant_for_it(sla_of, tmp_path, righ
 )
 def test_a_wrong_rule_over_days_fails_the_test_that_is_meant_for_it(sla_of, tmp_path, right, wrong, noticed_by):
     files = files_of(sla_of("availability: 99.9%"))
-    rules, tests = files["chat-availability.rules.yml"], yaml.safe_load(files["chat-availability-slow.test.yml"])
+    has_to_fail(files, "chat-availability-slow.test.yml", right, wrong, noticed_by, tmp_path)
+
+
+def has_to_fail(files: dict[str, str], tests_file: str, right: str, wrong: str, noticed_by: str, folder: Path) -> None:
+    """Judge wrong rules by the one test that is meant for them."""
+    rules, tests = files["chat-availability.rules.yml"], yaml.safe_load(files[tests_file])
     tests["tests"] = [test for test in tests["tests"] if test["name"].startswith(noticed_by)]
     assert len(tests["tests"]) == 1
     assert right in rules
     wrong_rules = {"chat-availability.rules.yml": rules.replace(right, wrong)}
-    said = run(tmp_path, {**wrong_rules, "chat-availability.test.yml": yaml.safe_dump(tests, sort_keys=False)})
+    said = run(folder, {**wrong_rules, "chat-availability.test.yml": yaml.safe_dump(tests, sort_keys=False)})
     assert "got: " in said, "rules that promtool takes, and other values"
 
 

@@ -145,7 +145,7 @@ def test_aborted_before_the_first_token_has_no_phases(assembly):
     made._times = Times(made.stats.arrival_time, 0.0, 0.0, 0.0, 0.0, 0)
     (sequence,) = assembly.alone(made).sequences
     assert sequence.timing == "none"
-    assert not sequence.prefilled
+    assert sequence.first_token is None
     assert phases(sequence) == ()
 
 
