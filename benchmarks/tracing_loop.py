@@ -26,12 +26,15 @@ from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutpu
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.stats import IterationStats
 from vllm_vitals.tracing import hooks, runtime
-from vllm_vitals.tracing.assembly import Assembly
 from vllm_vitals.tracing.counters import Counters
+from vllm_vitals.tracing.hashing import Hasher
+from vllm_vitals.tracing.metrics_share import MetricsPage
 from vllm_vitals.tracing.middleware import Vitals
+from vllm_vitals.tracing.reporter import Reporter, Reporting
 from vllm_vitals.tracing.runtime import Runtime
 from vllm_vitals.tracing.sampling import Sampler
-from vllm_vitals.tracing_settings import SamplingSettings
+from vllm_vitals.tracing.self_metrics import SelfMetrics
+from vllm_vitals.tracing_settings import SamplingSettings, TracingSettings
 
 WARM_UP = 3000
 SLICE = 480
@@ -89,10 +92,12 @@ class Sink:
 def live(variant: Variant) -> Runtime:
     """Return a plugin whose drain thread does not run."""
     sampler = Sampler(SamplingSettings(forced_per_second=1e9), {"OTEL_TRACES_SAMPLER": variant.sampler})
+    counters = Counters()
+    reporter = Reporter(Reporting(TracingSettings(), Hasher(b"k" * 32), None, {}, (), None), counters, sampler)
     return Runtime(
-        assembly=Assembly(sampler, hash_text=str), sampler=sampler, sinks=(), counters=Counters(), queue_size=1 << 20,
-        body_bytes=65536, capture_content=False, rewrites_traceparent=False, only_traces=variant.only_traces,
-        metrics_page=lambda _: ("", b""), minute_line=lambda: "",
+        reports=reporter, page=MetricsPage(reporter.values, SelfMetrics(counters, {}), dict), sampler=sampler,
+        counters=counters, queue_size=1 << 20, body_bytes=65536, capture_content=False, rewrites_traceparent=False,
+        only_traces=variant.only_traces,
     )  # fmt: skip
 
 

@@ -21,13 +21,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, set_span_in_context
 from support.finished_requests import T0, request, sequence
+from support.seen_requests import sampled
+from vllm_vitals.tracing.exchange_wire import packed
 from vllm_vitals.tracing.json_logs import VitalsJsonFormatter
 from vllm_vitals.tracing.log_context import IdFilter
 from vllm_vitals.tracing.otlp import span_bytes
 from vllm_vitals.tracing.records import Http
 from vllm_vitals.tracing.request_line import LOGGER, RequestLogSink
 from vllm_vitals.tracing.request_metrics import RequestMetricsSink
-from vllm_vitals.tracing.request_wire import packed
 from vllm_vitals.tracing.span_tree import spans_of
 from vllm_vitals.tracing_settings import GoodputSettings, RequestLogSettings
 
@@ -88,13 +89,15 @@ def main() -> None:
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.INFO)
+    seen = sampled()
+    seen[0].body = [b'{"model": "tiny", "max_tokens": 256, "stream": true, "prompt": "' + b"x" * 2000 + b'"}']
     metrics, lines = RequestMetricsSink(["tiny"], GoodputSettings()), RequestLogSink(RequestLogSettings())
     works: dict[str, Callable[[], object]] = {
         "build": lambda: spans_of(one),
         "encode": lambda: b"".join(map(span_bytes, ours)),
         "build and encode (budget 100)": lambda: b"".join(map(span_bytes, spans_of(one))),
         "the same by OpenTelemetry's SDK": sdk,
-        "pack for the child process": lambda: packed(one),
+        "pack what was seen for the child process": lambda: packed(*seen),
         "request metrics": lambda: metrics.take(one),
         "request line, written to /dev/null": lambda: lines.take(one),
     }

@@ -115,6 +115,7 @@ class AuditFile:
     def close(self) -> None:
         """Close file and lock; a child process that does so leaves its parent's lock alone."""
         self._close_file()
+        self.last = None  # whoever takes the lock meanwhile moves the chain's end
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

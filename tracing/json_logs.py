@@ -37,6 +37,9 @@ class VitalsJsonFormatter(JsonFormatter):
     """Formats a record as one line of JSON; whatever a record carries, it neither raises nor loses the line.
 
     A record with a dict in the attribute `vitals` (fields under their ECS names) is written from that.
+
+    Attributes:
+        arguments: that make another one like it, in another process.
     """
 
     def __init__(
@@ -59,6 +62,12 @@ class VitalsJsonFormatter(JsonFormatter):
             ConfigError: an unknown kind, or an expression that does not compile.
         """
         super().__init__()
+        self.arguments = {
+            "names": names,
+            "service_name": service_name,
+            "redact": [*redact],
+            "redact_patterns": dict(redact_patterns or {}),
+        }
         self.flat = names == "flat"
         self.service = service_name or os.environ.get("OTEL_SERVICE_NAME") or "vllm"
         self.redactor = Redactor(redact, redact_patterns) if redact or redact_patterns else None

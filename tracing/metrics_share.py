@@ -11,15 +11,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from ..exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
 from .metric_values import Values, from_json, merged, to_json
 from .openmetrics import render
-from .records import Request
-from .request_metrics import RequestMetricsSink
 from .self_metrics import SelfMetrics
 
 log = logging.getLogger("vllm_vitals.tracing")
@@ -38,19 +36,21 @@ def shared_folder() -> Path | None:
 
 
 class MetricsPage:
-    """The sink that counts requests, and what /metrics/requests answers.
+    """What /metrics/requests answers.
 
     Args:
-        metrics: counts requests.
+        requests: returns the request metrics of this process, from any thread.
         own_work: what the plugin did itself. It stands on vLLM's /metrics; with several API servers that page shows
             only files of prometheus_client, and the counts stand here instead.
+        fatal_counts: returns kind -> count of errors that kill an engine, over all processes of this server.
     """
 
-    name = "metrics"
-
-    def __init__(self, metrics: RequestMetricsSink, own_work: SelfMetrics) -> None:
-        self._metrics = metrics
+    def __init__(
+        self, requests: Callable[[], Values], own_work: SelfMetrics, fatal_counts: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._requests = requests
         self._own_work = own_work
+        self._fatal_counts = fatal_counts
         self._folder = shared_folder()
         self._file = f"{_PREFIX}{os.getpid()}"
         self._server = _server_of_this_process()
@@ -62,17 +62,13 @@ class MetricsPage:
         if self._folder is None:
             own_work.register()
 
-    def take(self, request: Request) -> None:
-        """Count a request."""
-        self._metrics.take(request)
-
     def idle(self) -> None:
         """Let the other processes see what was counted, once a second."""
         if self._folder is not None and time.monotonic() >= self._due:
             self._due = time.monotonic() + _EVERY_SECONDS
             self._write()
 
-    def close(self, deadline: float) -> None:  # noqa: ARG002  one small write
+    def close(self) -> None:
         """Leave what was counted to the other processes."""
         self._write()
 
@@ -83,7 +79,7 @@ class MetricsPage:
         loop.
         """
         openmetrics = accepts_openmetrics(accept)
-        values = merged((self._write(), *self._others(), self._metrics.server_values()))
+        values = merged((self._write(), *self._others(), self._server_values()))
         return OPENMETRICS_TYPE if openmetrics else TEXT_TYPE, render(values, openmetrics=openmetrics)
 
     def minute_line(self) -> str:
@@ -94,12 +90,17 @@ class MetricsPage:
         self._minute_line = line
         return line
 
+    def _server_values(self) -> Values:
+        """Return what is known of the whole server and not of this process: it must not be added up."""
+        counts = self._fatal_counts()
+        return Values({("vllm_vitals_engine_fatal_errors_total", (kind,)): counts[kind] for kind in counts}, {})
+
     def _write(self) -> Values:
         """Leave this process's values to the others where there are others, and return them."""
         if self._folder is None:
-            return self._metrics.values()
+            return self._requests()
         with self._lock:
-            values = merged((self._metrics.values(), self._own_work.values()))
+            values = merged((self._requests(), self._own_work.values()))
             text = to_json(values, self._server)
             if text != self._written:
                 self._replace(self._folder, text)

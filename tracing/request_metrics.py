@@ -2,7 +2,7 @@
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..tracing_settings import GoodputSettings
@@ -96,24 +96,16 @@ class RequestMetricsSink:
         models: names that are served, LoRA adapters included; others are learnt from what the engine ran. None counts
             no requests.
         goodput: targets of a good request; they are bucket bounds, too.
-        fatal_counts: returns kind -> count of errors that kill an engine, over all processes of this server.
     """
 
     name = "metrics"
 
-    def __init__(
-        self,
-        models: Iterable[str] | None,
-        goodput: GoodputSettings,
-        *,
-        fatal_counts: Callable[[], Mapping[str, int]] = dict,
-    ) -> None:
+    def __init__(self, models: Iterable[str] | None, goodput: GoodputSettings) -> None:
         self._ttft = goodput.ttft
         self._tpot = goodput.tpot
         self._bounds: dict[str, tuple[float, ...]] = dict.fromkeys(_HISTOGRAMS, _LATENCY)
         self._bounds[_TTFT] = _with(_LATENCY, goodput.ttft)
         self._bounds[_TPOT] = _with(_PER_TOKEN, goodput.tpot)
-        self._fatal_counts = fatal_counts
         self._lock = threading.Lock()  # between the drain thread and a scrape
         self._counts = models is not None
         self._models = {name: _Model(self._bounds) for name in (OTHER, *(models or ()))}
@@ -132,11 +124,6 @@ class RequestMetricsSink:
 
     def close(self, deadline: float) -> None:
         """Nothing is held back."""
-
-    def server_values(self) -> Values:
-        """Return what is known of the whole server and not of this process: it must not be added up."""
-        counts = self._fatal_counts()
-        return Values({("vllm_vitals_engine_fatal_errors_total", (kind,)): counts[kind] for kind in counts}, {})
 
     def values(self) -> Values:
         """Return this process's values."""

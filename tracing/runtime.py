@@ -8,15 +8,14 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, cast
 
-from .assembly import Assembly
-from .counters import FORCED_SAMPLING_REFUSED, HOOK_FAILURES, REQUESTS_DROPPED, SINK_FAILURES, Counters
+from .counters import HOOK_FAILURES, REQUESTS_DROPPED, SINK_FAILURES, Counters
 from .exchange import Exchange, Receive, Send
-from .records import Request
+from .metrics_share import MetricsPage
+from .reporter import Reports
 from .sampling import Head, Sampler
-from .sinks import Sink
 from .timeline import Timeline
 from .trace_context import format_traceparent, new_request_id, parse_traceparent
 
@@ -65,33 +64,29 @@ class Runtime:
     """Takes what is finished from the event loop and gives records to the sinks.
 
     Args:
-        assembly: makes records.
+        reports: what reports them.
+        page: request metrics, and the line of each minute.
         sampler: for the first decision.
-        sinks: that get each record, in order.
         counters: of the plugin's own work.
         queue_size: finished requests that may wait; the oldest are dropped.
         body_bytes: limit of the request bodies that are looked at.
         capture_content: keep prompts and answers.
         rewrites_traceparent: vLLM's own tracing is on, so its spans must hang below our HTTP span.
         only_traces: what is not sampled when it comes goes unnoticed.
-        metrics_page: Accept header -> (content type, page).
-        minute_line: what to log each minute; empty for nothing.
     """
 
     def __init__(
         self,
         *,
-        assembly: Assembly,
+        reports: Reports,
+        page: MetricsPage,
         sampler: Sampler,
-        sinks: Sequence[Sink],
         counters: Counters,
         queue_size: int,
         body_bytes: int,
         capture_content: bool,
         rewrites_traceparent: bool,
         only_traces: bool,
-        metrics_page: Callable[[str], tuple[str, bytes]],
-        minute_line: Callable[[], str],
     ) -> None:
         self.body_bytes = body_bytes
         self.capture_content = capture_content
@@ -99,16 +94,15 @@ class Runtime:
         self.many_engines = False
         self.tracing: Timeline | None = None
         self.processor: Any = None  # vLLM's OutputProcessor, once a request came
-        self.metrics_page = metrics_page
+        self.metrics_page = page.page
         self.by_request_id: dict[str, Exchange] | None = None  # filled only where the hooks do not fit
         self.only_traces = only_traces
-        self._assembly = assembly
+        self._reports = reports
+        self._page = page
         self._sampler = sampler
         self._decide = _decider(sampler)  # a method would be made anew for each request
-        self._sinks = sinks
         self._counters = counters
         self._rewrites_traceparent = rewrites_traceparent
-        self._minute_line = minute_line
         self._queue: deque[Exchange | Timeline] = deque(maxlen=queue_size)
         self._waiting: list[Exchange] = []
         self._failed: set[str] = set()
@@ -119,6 +113,7 @@ class Runtime:
     def start(self) -> None:
         """Begin to work; the process ends us through `close`."""
         global running  # noqa: PLW0603  one plugin per process, found by middleware and hooks
+        self._reports.start()
         self._thread.start()
         running = self
         atexit.register(self.close)
@@ -223,48 +218,49 @@ class Runtime:
     def _run(self) -> None:
         idle_at = minute_at = time.monotonic()
         while not self._stop.wait(_POLL_SECONDS):
-            try:
-                self._drain()
-                now = time.monotonic()
-                if now - idle_at >= _IDLE_SECONDS:
-                    idle_at = now
-                    self._idle()
-                if now - minute_at >= _MINUTE:
-                    minute_at = now
-                    if line := self._minute_line():
-                        _log.info(line)
-            except Exception as error:  # never leave the queue without a reader
-                self._sink_failed("drain", error)
+            self._guarded(self._drain)
+            now = time.monotonic()
+            if now - idle_at >= _IDLE_SECONDS:
+                idle_at = now
+                self._guarded(self._reports.idle)
+                self._guarded(self._page.idle)
+            if now - minute_at >= _MINUTE:
+                minute_at = now
+                self._guarded(self._say_minute)
         deadline = time.monotonic() + _CLOSE_SECONDS * 0.9
-        try:
-            self._drain()
-            for exchange in self._waiting:
-                self._report(exchange)
-            self._waiting.clear()
-        except Exception as error:
-            self._sink_failed("drain", error)
-        for sink in self._sinks:
-            self._guarded(sink, lambda sink=sink: sink.close(deadline))  # type: ignore[misc]
+        self._guarded(self._drain)
+        for exchange in self._waiting:
+            self._report(exchange)
+        self._waiting.clear()
+        self._guarded(lambda: self._reports.close(deadline))
+        self._guarded(self._page.close)
+
+    def _say_minute(self) -> None:
+        if line := self._page.minute_line():
+            _log.info(line)
 
     def _drain(self) -> None:
         if self._waiting:
             self._look_at_waiting()
         queue = self._queue
+        if not queue:
+            return
         while queue:
             try:
                 done = queue.popleft()
             except IndexError:  # dropped by the event loop meanwhile
-                return
+                break
             if isinstance(done, Timeline):
                 if not done.reported:
                     done.reported = True
-                    self._give(lambda done=done: self._assembly.alone(done))  # type: ignore[misc]
+                    self._guarded(lambda done=done: self._reports.alone(done))  # type: ignore[misc]
             elif all(timeline.done for timeline in done.sequences or ()):
                 self._report(done)
             else:
                 done.waits_until = time.monotonic() + _GRACE_SECONDS
                 self._waiting.append(done)
             time.sleep(0)  # let the event loop have the interpreter between two requests, not after the whole batch
+        self._reports.flush()
 
     def _look_at_waiting(self) -> None:
         now = time.monotonic()
@@ -283,38 +279,19 @@ class Runtime:
         timelines = [timeline for timeline in exchange.sequences or () if timeline.done and not timeline.reported]
         for timeline in timelines:
             timeline.reported = True
-        self._give(lambda: self._assembly.request(exchange, timelines))
+        self._guarded(lambda: self._reports.request(exchange, timelines))
         for timeline in timelines:
             timeline.exchange = None  # no cycle for the collector
 
-    def _give(self, assemble: Callable[[], Request]) -> None:
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do some work on the drain thread; whatever goes wrong there, the queue keeps its reader."""
         try:
-            request = assemble()
+            work()
         except Exception as error:
-            self._sink_failed("assembly", error)
-            return
-        for sink in self._sinks:
-            self._guarded(sink, lambda sink=sink: sink.take(request))  # type: ignore[misc]
-
-    def _idle(self) -> None:
-        refused = self._sampler.refused
-        if refused:
-            self._sampler.refused -= refused
-            self._counters.add(FORCED_SAMPLING_REFUSED, refused)
-        for sink in self._sinks:
-            self._guarded(sink, sink.idle)
-
-    def _guarded(self, sink: Sink, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:
-            self._sink_failed(sink.name, error)
-
-    def _sink_failed(self, name: str, error: Exception) -> None:
-        self._counters.add(SINK_FAILURES, detail=name)
-        if name not in self._failed:
-            self._failed.add(name)
-            _log.warning("%s failed, counted from now on: %r", name, error)
+            self._counters.add(SINK_FAILURES, detail="drain")
+            if "drain" not in self._failed:
+                self._failed.add("drain")
+                _log.warning("a report failed, counted from now on: %r", error)
 
 
 def _decider(sampler: Sampler) -> Callable[[Any], Head]:

@@ -12,22 +12,17 @@ from ..config import load_tracing
 from ..scalars import ConfigError
 from ..tracing_settings import TracingSettings
 from . import fatal, fatal_file, hooks, runtime
-from .assembly import Assembly
-from .audit import AuditSink
 from .counters import HOOK_FALLBACKS, Counters
 from .durations import from_finished
-from .gpu_facts import GpuFacts
 from .hashing import Hasher
 from .metrics_share import MetricsPage
 from .otlp_settings import otlp_settings, resource
-from .request_line import RequestLogSink
-from .request_metrics import RequestMetricsSink
+from .process_reporter import ProcessReporter
+from .reporter import Reporter, Reporting, Reports
 from .runtime import Runtime
 from .sampling import Sampler
 from .self_metrics import SelfMetrics
-from .sinks import Sink
 from .span_export import SpanSink
-from .span_process import ProcessSpanSink
 from .switches import switched_off
 from .timeline import Timeline
 
@@ -91,49 +86,32 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
     sampler = Sampler(settings.sampling, os.environ)
     hasher = Hasher.from_settings(settings.privacy)
     export = otlp_settings(os.environ, endpoint)
-    facts = GpuFacts(settings.gpu_facts, counters)
-    metrics = RequestMetricsSink(
-        models if not settings.only_traces else None,
-        settings.goodput,
-        fatal_counts=lambda: fatal.fatal_counts(state),
-    )
     info = {
         "mode": "alongside" if alongside else "own",
         "export": settings.export if export else "none",
         "vllm_version": _distribution_version(),
         "version": __version__,
     }
-    page = MetricsPage(metrics, SelfMetrics(counters, info))
-    assembly = Assembly(
-        sampler,
-        model=models[0] if models else "",
-        hash_text=hasher.hash,
-        hash_headers=settings.privacy.hash_headers,
-        capture_content=settings.capture_content,
-        exporting=export is not None,
-        gpus=facts.current,
-        engine_index=None if many_engines else engine_indexes[0],
-    )
-    sinks: list[Sink] = [page]
-    if settings.request_log.enabled and not settings.only_traces:
-        sinks.append(RequestLogSink(settings.request_log))
-    if settings.audit.file is not None:
-        sinks.append(AuditSink(settings.audit, counters))
-    if export is not None:
-        kind = ProcessSpanSink if settings.export == "process" else SpanSink
-        sinks.append(kind(export, resource(os.environ, {"vllm.version": info["vllm_version"]}), counters))
+    attributes = resource(os.environ, {"vllm.version": info["vllm_version"]})
+    engine_index = None if many_engines else engine_indexes[0]
+    reporting = Reporting(settings, hasher, export, attributes, tuple(models), engine_index)
+    reports: Reports
+    if settings.export == "process":
+        reports = ProcessReporter(reporting, counters, sampler)
+    else:
+        spans = [] if export is None else [SpanSink(export, attributes, counters)]
+        reports = Reporter(reporting, counters, sampler, *spans)
+    page = MetricsPage(reports.values, SelfMetrics(counters, info), lambda: fatal.fatal_counts(state))
     live = Runtime(
-        assembly=assembly,
+        reports=reports,
+        page=page,
         sampler=sampler,
-        sinks=sinks,
         counters=counters,
         queue_size=settings.queue_size,
         body_bytes=settings.body_bytes,
         capture_content=settings.capture_content,
         rewrites_traceparent=alongside,
         only_traces=settings.only_traces and not alongside,
-        metrics_page=page.page,
-        minute_line=page.minute_line,
     )
     unfit = {name: reason for name, reason in hooks.examine().items() if reason}
     for name, reason in unfit.items():
@@ -151,7 +129,6 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
     try:
         hooks.install(live)
         live.start()
-        facts.start()
     except BaseException:
         hooks.remove()  # without a drain thread they would only collect
         raise

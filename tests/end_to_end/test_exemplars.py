@@ -33,8 +33,9 @@ BAD_SAMPLES = (
 def plugin(captured, tmp_path, monkeypatch):
     """The plugin's page behind real HTTP, beside a captured page of vLLM's; with several API servers' own counts."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    metrics = RequestMetricsSink(["tiny"], GoodputSettings(), fatal_counts=lambda: {"cuda_oom": 1})
-    page = MetricsPage(metrics, SelfMetrics(Counters(), {"mode": "own"}))
+    metrics = RequestMetricsSink(["tiny"], GoodputSettings())
+    page = MetricsPage(metrics.values, SelfMetrics(Counters(), {"mode": "own"}), lambda: {"cuda_oom": 1})
+    page.take = metrics.take
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

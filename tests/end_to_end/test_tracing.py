@@ -22,15 +22,15 @@ MILLISECOND = 1_000_000
 LAST_TRACE = 0xF1  # of the request just before the server stops
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory):
+@pytest.fixture(scope="module", params=["thread", "process"])
+def seen(tmp_path_factory, request):
     """What receiver, log and metrics page say after traffic of every kind."""
     folder = tmp_path_factory.mktemp("traced")
     config = subprocess.run([VITALS, "logging-config"], check=True, capture_output=True, text=True).stdout
     (folder / "logging.json").write_text(config)
     (folder / "audit.key").write_text("0123456789abcdef0123456789abcdef\n")
     (folder / "vitals.yaml").write_text(
-        f"tracing:\n  export: thread\n  audit: {{file: {folder}/audit.jsonl, key_file: {folder}/audit.key}}\n"
+        f"tracing:\n  export: {request.param}\n  audit: {{file: {folder}/audit.jsonl, key_file: {folder}/audit.key}}\n"
         "  privacy: {hash_headers: [authorization]}\n"
     )
     with OtlpReceiver() as receiver:
@@ -54,7 +54,7 @@ def seen(tmp_path_factory):
             wanted = {name for name in names if lines[name]["trace.sampled"]}
             roots = {int(lines[name]["trace.id"], 16) for name in wanted}
             receiver.wait_for(lambda spans: roots <= {trace_of(span) for _, span in spans if span.kind == 2})
-            requests = series(server_page(server, "/metrics/requests"))
+            requests = wait_for(lambda: told(server, len(names)), "the metrics of each request")
             lines_before = [*server.request_lines()]
             traffic.send("last", "/v1/completions", completion(), {"traceparent": SAMPLED.format(LAST_TRACE)})
             assert server.interrupt(seconds=60) in {0, -2, 130}
@@ -68,6 +68,8 @@ def seen(tmp_path_factory):
             output=server.output,
             page=series(page),
             requests=requests,
+            export=request.param,
+            pid=server.process.pid,
             spans=[span for _, span in receiver.spans()],
             resources=[resource for resource, _ in receiver.spans()],
             folder=folder,
@@ -88,6 +90,12 @@ def quiet(server):
     found = series(page)
     busy = [v for (name, _), v in found.items() if name in {"vllm:num_requests_running", "vllm:num_requests_waiting"}]
     return page if not any(busy) else None
+
+
+def told(server, number):
+    """Return the request metrics of a number of requests or more; they follow within a second or two."""
+    page = series(server_page(server, "/metrics/requests"))
+    return page if total(page, "vllm_vitals_requests_total") >= number else None
 
 
 def trace_of(span):
@@ -305,6 +313,11 @@ def test_lines_are_json_with_the_ids_of_the_request_that_they_are_about(seen):
         assert line["trace.id"] == seen.lines[line["request_id"]]["trace.id"]
 
 
+def test_lines_are_of_vllms_process_whoever_writes_them(seen):
+    assert {line["process.pid"] for line in seen.all_lines} == {seen.pid}
+    assert {line["service.name"] for line in seen.all_lines} == {"tiny-service"}
+
+
 def test_request_metrics_count_every_outcome(seen):
     outcomes = defaultdict(float)
     for (name, labels), value in seen.requests.items():
@@ -320,7 +333,7 @@ def test_request_metrics_count_every_outcome(seen):
 
 def test_the_plugin_counts_its_own_work_on_vllms_page(seen):
     info = [dict(labels) for name, labels in seen.page if name == "vllm_vitals_tracing_info"]
-    assert [(one["mode"], one["export"]) for one in info] == [("own", "thread")]
+    assert [(one["mode"], one["export"]) for one in info] == [("own", seen.export)]
     losses = {
         (name, labels): value
         for (name, labels), value in seen.page.items()

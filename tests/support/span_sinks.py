@@ -6,7 +6,6 @@ from typing import Any, Final
 from vllm_vitals.tracing.counters import SPANS_DROPPED, SPANS_EMITTED, SPANS_FAILED
 from vllm_vitals.tracing.records import Request, Trace
 from vllm_vitals.tracing.span_export import SpanSink
-from vllm_vitals.tracing.span_process import ProcessSpanSink
 
 from .finished_requests import request, sequence
 
@@ -18,7 +17,7 @@ def sampled(number: int = 0, **others: Any) -> Request:
     return replace(request(sequence()), trace=Trace(0xABC0 + number, 0xDEF, sampled=True), **others)
 
 
-def counts(sink: SpanSink | ProcessSpanSink) -> tuple[int, int, int]:
+def counts(sink: SpanSink) -> tuple[int, int, int]:
     """Return how many spans were emitted, failed and dropped so far."""
     sink.idle()  # reads what a child process has told
     total = sink._counters.total

@@ -2,13 +2,12 @@
 
 import copy
 import pickle
-import time
 from types import SimpleNamespace
 
 import pytest
+from support.seen_requests import PREEMPTED, QUEUED, SCHEDULED, event, exchange, state, timeline
 from vllm_vitals.tracing.assembly import Assembly, Clock
 from vllm_vitals.tracing.durations import Durations, from_span
-from vllm_vitals.tracing.exchange import Exchange
 from vllm_vitals.tracing.phases import phases
 from vllm_vitals.tracing.request_line import fields
 from vllm_vitals.tracing.request_metrics import RequestMetricsSink
@@ -17,58 +16,11 @@ from vllm_vitals.tracing.span_tree import INTERNAL, spans_of
 from vllm_vitals.tracing.timeline import Timeline, Times
 from vllm_vitals.tracing_settings import GoodputSettings, SamplingSettings
 
-QUEUED, SCHEDULED, PREEMPTED = 1, 2, 3
-
 
 @pytest.fixture
 def assembly():
     """Makes records as a server of the model `tiny` does."""
     return Assembly(Sampler(SamplingSettings(), {}), model="tiny", hash_text=lambda text: f"hash({text})")
-
-
-def event(kind, timestamp):
-    return SimpleNamespace(type=kind, timestamp=timestamp)
-
-
-def state(**others):
-    """Return what the hooks read of vLLM's request state."""
-    fields = {
-        "request_id": "cmpl-a-0-1234", "external_req_id": "cmpl-a-0", "request_index": 0, "lora_name": None,
-        "prompt_len": 20, "num_cached_tokens": 4, "max_tokens_param": 9, "temperature": 0.0, "top_p": 1.0, "n": 1,
-        "parent_req": None, "stats": None,
-    }  # fmt: skip
-    return SimpleNamespace(**fields | others)
-
-
-def timeline(shift=0.0, *, arrived=2.0, reason="length", exchange=None, **more):
-    """Return a sequence that took a second: 0.1 ingress, 0.2 queue, 0.3 prefill, 0.4 decode, finished a little later.
-
-    Args:
-        shift: of the engine's monotonic clock against ours.
-        arrived: seconds ago.
-    """
-    monotonic, wall = time.monotonic() - arrived, time.time() - arrived
-    times = {
-        "arrival_time": wall, "queued_ts": monotonic + shift + 0.1, "scheduled_ts": monotonic + shift + 0.3,
-        "first_token_ts": monotonic + shift + 0.6, "last_token_ts": monotonic + shift + 1.0, "num_generation_tokens": 9,
-        "first_token_latency": 0.602,
-    }  # fmt: skip
-    made = Timeline(exchange)
-    made.finish(state(stats=SimpleNamespace(**times), **more), reason)
-    made.finished = wall + 1.004
-    made.done = True
-    return made
-
-
-def exchange(**headers):
-    """Return an HTTP request that was answered."""
-    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    scope = {"method": "POST", "path": "/v1/completions", "headers": pairs, "client": None, "server": ("::1", 8000)}
-    head = Sampler(SamplingSettings(), {}).begin(None)
-    made = Exchange(scope, b"a", lambda _: head, time.time() - 2, None, None, 1024)
-    made.status = 200
-    made.ended = time.time()
-    return made
 
 
 def test_engine_times_become_wall_times(assembly):

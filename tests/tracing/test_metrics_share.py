@@ -28,7 +28,7 @@ sys.path.insert(0, {tests!r})
 from support.finished_requests import request, sequence
 from test_metrics_share import page_of_a_process
 
-page, counters = page_of_a_process()
+page, metrics, counters = page_of_a_process()
 for line in sys.stdin:
     if line.strip() == "?":
         text = page.page("text/plain")[1]
@@ -39,7 +39,7 @@ for line in sys.stdin:
         print("done", flush=True)
     else:
         for _ in range(int(line)):
-            page.take(request(sequence()))
+            metrics.take(request(sequence()))
             counters.add("spans_emitted")
         print("done", flush=True)
 """
@@ -47,8 +47,9 @@ for line in sys.stdin:
 
 def page_of_a_process():
     counters = Counters()
-    metrics = RequestMetricsSink(["tiny"], GoodputSettings(), fatal_counts=lambda: {"cuda_oom": 1})
-    return MetricsPage(metrics, SelfMetrics(counters, INFO)), counters
+    metrics = RequestMetricsSink(["tiny"], GoodputSettings())
+    page = MetricsPage(metrics.values, SelfMetrics(counters, INFO), lambda: {"cuda_oom": 1})
+    return page, metrics, counters
 
 
 class ApiServer:
@@ -132,8 +133,8 @@ def shared(tmp_path, monkeypatch):
 
 
 def test_the_file_is_for_nobody_else_and_prometheus_client_does_not_read_it(shared):
-    page, _ = page_of_a_process()
-    page.close(0.0)
+    page, *_ = page_of_a_process()
+    page.close()
     (file,) = shared.iterdir()
     assert file.name == f"vllm_vitals_requests_{os.getpid()}.json"
     assert file.stat().st_mode & 0o777 == 0o600
@@ -143,9 +144,9 @@ def test_the_file_is_for_nobody_else_and_prometheus_client_does_not_read_it(shar
 
 
 def test_rubbish_and_another_servers_file_are_passed_by(shared):
-    page, _ = page_of_a_process()
-    page.take(request(sequence()))
-    page.close(0.0)
+    page, metrics, _ = page_of_a_process()
+    metrics.take(request(sequence()))
+    page.close()
     (file,) = shared.iterdir()
     document = json.loads(file.read_bytes())
     (shared / "vllm_vitals_requests_1.json").write_text(json.dumps({**document, "server": "1 1"}))
@@ -159,9 +160,9 @@ def test_rubbish_and_another_servers_file_are_passed_by(shared):
 
 def test_a_folder_that_is_gone_leaves_this_processs_own_counts_and_is_logged_once(shared, monkeypatch, caplog):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(shared / "gone"))
-    page, _ = page_of_a_process()
+    page, metrics, _ = page_of_a_process()
     for _ in range(3):
-        page.take(request(sequence()))
+        metrics.take(request(sequence()))
         text = page.page(TEXT)[1].decode()
     assert value(text, "vllm_vitals_requests_total", model_name="tiny", outcome="ok") == 3
     assert len(caplog.records) == 1
@@ -171,8 +172,8 @@ def test_a_symbolic_link_in_the_temporary_files_place_is_not_followed(shared):
     victim = shared / "victim"
     victim.write_text("precious")
     (shared / f"vllm_vitals_requests_{os.getpid()}.tmp").symlink_to(victim)
-    page, _ = page_of_a_process()
-    page.close(0.0)
+    page, *_ = page_of_a_process()
+    page.close()
     assert victim.read_text() == "precious"
 
 
@@ -181,11 +182,11 @@ def test_a_single_process_writes_nothing_and_its_own_work_stands_on_vllms_page(m
     monkeypatch.setattr("prometheus_client.REGISTRY", vllms)
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
-    page, counters = page_of_a_process()
+    page, metrics, counters = page_of_a_process()
     counters.add(SPANS_EMITTED)
-    page.take(request(sequence()))
+    metrics.take(request(sequence()))
     page.idle()
-    page.close(0.0)
+    page.close()
     text = page.page(TEXT)[1].decode()
     assert value(text, "vllm_vitals_requests_total", model_name="tiny", outcome="ok") == 1
     assert not values(text, "vllm_vitals_tracing_spans_total")
@@ -194,11 +195,11 @@ def test_a_single_process_writes_nothing_and_its_own_work_stands_on_vllms_page(m
 
 
 def test_idle_writes_once_a_second_and_only_what_changed(shared):
-    page, _ = page_of_a_process()
+    page, metrics, _ = page_of_a_process()
     page.idle()
     (file,) = shared.iterdir()
     first = file.stat().st_ino
-    page.take(request(sequence()))
+    metrics.take(request(sequence()))
     page.idle()
     assert file.stat().st_ino == first, "less than a second later"
 
@@ -221,13 +222,13 @@ def test_idle_writes_once_a_second_and_only_what_changed(shared):
     ],
 )
 def test_the_client_decides_the_format(shared, accept, kind, end):
-    page, _ = page_of_a_process()
+    page, *_ = page_of_a_process()
     found, body = page.page(accept)
     assert (found, body.endswith(b"# EOF\n")) == (kind, end)
 
 
 def test_the_minutes_line_is_empty_when_nothing_happened(shared):
-    page, counters = page_of_a_process()
+    page, _, counters = page_of_a_process()
     first = page.minute_line()
     assert page.minute_line() == ""
     counters.add(SPANS_EMITTED, 7)

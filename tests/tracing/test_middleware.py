@@ -7,16 +7,20 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from support.exposition import value
 from support.waiting import wait_for
 from vllm_vitals.tracing import runtime
-from vllm_vitals.tracing.assembly import Assembly
 from vllm_vitals.tracing.counters import HOOK_FAILURES, REQUESTS_DROPPED, Counters
 from vllm_vitals.tracing.exchange import UNWANTED
 from vllm_vitals.tracing.log_context import SERVED
+from vllm_vitals.tracing.metrics_share import MetricsPage
 from vllm_vitals.tracing.middleware import Vitals
+from vllm_vitals.tracing.otlp_settings import otlp_settings
+from vllm_vitals.tracing.reporter import Reporter, Reporting
 from vllm_vitals.tracing.runtime import Runtime
 from vllm_vitals.tracing.sampling import Sampler
-from vllm_vitals.tracing_settings import SamplingSettings
+from vllm_vitals.tracing.self_metrics import SelfMetrics
+from vllm_vitals.tracing_settings import PrivacySettings, RequestLogSettings, SamplingSettings, TracingSettings
 
 TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -41,6 +45,13 @@ class Collecting:
         self.closed = True
 
 
+class Hashing:
+    """Hashes so that a test can read it."""
+
+    def hash(self, text):
+        return f"hash({text})" if text else ""
+
+
 class Plugin:
     """A running plugin with a sink that collects."""
 
@@ -49,21 +60,25 @@ class Plugin:
     ):
         self.counters = Counters()
         self.sink = Collecting()
-        sampler = Sampler(SamplingSettings(incoming=incoming), {})
+        settings = TracingSettings(
+            sampling=SamplingSettings(incoming=incoming),
+            request_log=RequestLogSettings(enabled=False),
+            privacy=PrivacySettings(hash_headers=("authorization",)),
+        )
+        sampler = Sampler(settings.sampling, {})
+        export = otlp_settings({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"})  # only says that there is one
+        reporting = Reporting(settings, Hashing(), export, {}, ("tiny",), None)
+        reporter = Reporter(reporting, self.counters, sampler, *(sinks or [self.sink]))
         self.live = Runtime(
-            assembly=Assembly(
-                sampler, model="tiny", hash_text=lambda text: f"hash({text})", hash_headers=("authorization",)
-            ),
+            reports=reporter,
+            page=MetricsPage(reporter.values, SelfMetrics(self.counters, {}), dict),
             sampler=sampler,
-            sinks=sinks or [self.sink],
             counters=self.counters,
             queue_size=queue_size,
             body_bytes=body_bytes,
             capture_content=False,
             rewrites_traceparent=rewrites,
             only_traces=only_traces,
-            metrics_page=lambda accept: ("text/plain", b"accepts " + accept.encode()),
-            minute_line=lambda: "",
         )
         self.live.start()
 
@@ -460,7 +475,8 @@ def test_what_is_left_comes_out_at_the_end(plugins):
 def test_request_metrics_are_served_beside_vllms_own(plugin):
     sent = call(answer, scope("/metrics/requests", [(b"accept", b"text/plain")], "GET"))
     assert sent[0]["status"] == 200
-    assert sent[1]["body"] == b"accepts text/plain"
+    assert (b"content-type", b"text/plain; version=0.0.4; charset=utf-8") in sent[0]["headers"]
+    assert value(sent[1]["body"].decode(), "vllm_vitals_requests_total", model_name="tiny", outcome="ok") == 0
     assert call(answer, scope("/metrics/requests", method="POST"))[0]["status"] == 405
 
 

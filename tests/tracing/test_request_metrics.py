@@ -12,8 +12,8 @@ from vllm_vitals.vocabulary import PLUGIN
 TARGETS = GoodputSettings(ttft=Seconds(0.5), tpot=Seconds(0.2))
 
 
-def counted(*requests, models=("tiny",), goodput=TARGETS, **others):
-    sink = RequestMetricsSink(models, goodput, **others)
+def counted(*requests, models=("tiny",), goodput=TARGETS):
+    sink = RequestMetricsSink(models, goodput)
     for each in requests:
         sink.take(each)
     return sink.values()
@@ -38,7 +38,7 @@ def test_before_the_first_request_every_child_of_a_served_model_is_there_with_0(
 
 
 def test_all_that_is_emitted_is_in_the_vocabulary_with_its_labels():
-    values = counted(request(sequence()), fatal_counts=lambda: {"cuda_oom": 1})
+    values = counted(request(sequence()))
     for family, labels in (*values.numbers, *values.histograms):
         assert len(labels) == len(PLUGIN[family].labels), family
 
@@ -180,9 +180,3 @@ def test_the_number_of_adapters_is_bounded():
     total = sum(count for (family, _), count in values.numbers.items() if family == "vllm_vitals_requests_total")
     assert total == 500
     assert sum(histogram(values, "e2e", "other").counts) > 0
-
-
-def test_fatal_errors_are_the_servers_and_not_of_one_process():
-    sink = RequestMetricsSink(["tiny"], TARGETS, fatal_counts=lambda: {"cuda_oom": 2})
-    assert sink.server_values().numbers == {("vllm_vitals_engine_fatal_errors_total", ("cuda_oom",)): 2}
-    assert not any("fatal" in family for family, _ in sink.values().numbers)
