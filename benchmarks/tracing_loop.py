@@ -147,7 +147,7 @@ async def send(_message) -> None:
 
 def drain(plugin: Runtime) -> None:
     """Let go of what is finished, as the drain thread does."""
-    queue = plugin._queue
+    queue = plugin.queue
     while queue:
         for timeline in getattr(queue.popleft(), "sequences", None) or ():
             timeline.exchange = None

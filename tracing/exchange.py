@@ -19,12 +19,18 @@ PATHS: Final = ("/v1/", "/v2/", "/inference/", "/invocations", "/pooling", "/cla
 USUAL_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
 
 
+_DASH: Final = ord("-")
+
+
 class Exchange:
-    """What the middleware sees. Each request makes one on vLLM's event loop, so what is not set stays with the class.
+    """What the middleware sees. Each request makes one on vLLM's event loop: Runtime.begin, without a call of ours.
+
+    What is read there is set there; the rest stays with the class until it is known.
 
     Attributes:
         scope: the ASGI scope, kept by reference until the request is reported.
         raw_id: the caller's X-Request-Id, or a new one.
+        decide: makes the first sampling decision of a scope.
         started, ended, first_byte: Unix seconds; 0 until they happen.
         status: of the answer, 0 before it begins.
         answer_headers: as the application gave them.
@@ -39,37 +45,32 @@ class Exchange:
         waits_until: monotonic seconds; written by the drain thread.
     """
 
-    ended = first_byte = waits_until = 0.0
+    scope: Any
+    raw_id: bytes
+    decide: Callable[[Any], Head]
+    started: float
+    receive: Receive
+    send: Send
+    body_left: int
+    first_byte: float
+    complete: bool
+    disconnected: bool
+    released: bool
+    body: list[bytes] | None
+    sequences: "list[Timeline] | None"
+    ended = waits_until = 0.0
     status = 0
-    complete = disconnected = released = False
     answer_headers: Any = ()
     error_type = ""
-    body: list[bytes] | None = None
-    sequences: "list[Timeline] | None" = None
 
-    def __init__(
-        self,
-        scope: Any,
-        raw_id: bytes,
-        decide: Callable[[Any], Head],
-        started: float,
-        receive: Receive,
-        send: Send,
-        body_left: int,
-    ) -> None:
-        self.scope = scope
-        self.raw_id = raw_id
-        self._decide = decide
-        self.started = started
-        self.receive = receive
-        self.send = send
-        self.body_left = body_left
-
-    # Methods, not closures of the middleware: those are six objects more for the garbage collector.
+    # Methods, not closures of the middleware: those are six objects more for the garbage collector. What they call is
+    # looked up first, since `self.send(message)` would look for a method, which gives the instance a dictionary: that
+    # costs a thousand instructions.
 
     async def received(self) -> Message:
         """Pass on what comes from the caller."""
-        message = await self.receive()
+        receive = self.receive
+        message = await receive()
         if message["type"] == "http.request":
             piece = message.get("body")
             if piece and self.body_left >= 0:
@@ -98,11 +99,13 @@ class Exchange:
             self.status = message.get("status", 0)
             self.answer_headers = headers = message.get("headers") or ()
             for name, _ in headers:
-                if len(name) == 12 and name.lower() == b"x-request-id":  # of any case, though ASGI wants it lower
+                # Of any case, though ASGI wants it lower; content-type has as many letters.
+                if len(name) == 12 and name[1] == _DASH and name.lower() == b"x-request-id":
                     break
             else:
                 message["headers"] = [*headers, (b"x-request-id", self.raw_id)]
-        return self.send(message)
+        send = self.send
+        return send(message)
 
     # Made when first asked for: mostly by the drain thread, or by the log line of an access. Should both ask at once,
     # setdefault lets one of them win.
@@ -111,7 +114,7 @@ class Exchange:
     def head(self) -> Head:
         """Trace and first sampling decision."""
         made: Head | None = self.__dict__.get("_head")
-        return made if made is not None else self.__dict__.setdefault("_head", self._decide(self.scope))
+        return made if made is not None else self.__dict__.setdefault("_head", self.decide(self.scope))
 
     @property
     def span_id(self) -> int:

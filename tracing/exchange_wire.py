@@ -60,12 +60,10 @@ def _exchange(exchange: Exchange) -> tuple[Any, ...]:
 
 
 def _made_exchange(scope: Any, head: Any, seen: Any) -> Exchange:
-    found = dict(zip(_SEEN, seen, strict=True))
-    decided = Head(*head)
-    kept = {key: value for key, value in zip(_SCOPE, scope, strict=True) if value is not None}
-    made = Exchange(kept, found.pop("raw_id"), lambda _: decided, found.pop("started"), _unused, _unused, 0)
-    made.__dict__["_span_id"] = found.pop("span_id")
-    made.__dict__.update(found)
+    made = Exchange()
+    made.scope = {key: value for key, value in zip(_SCOPE, scope, strict=True) if value is not None}
+    known = dict(zip(_SEEN, seen, strict=True))
+    made.__dict__.update(known, _head=Head(*head), _span_id=known.pop("span_id"))
     return made
 
 
@@ -85,7 +83,8 @@ def _timeline(timeline: Timeline) -> tuple[Any, ...]:
 def _made_timeline(
     exchange: Exchange | None, told: Any, reason: str, durations: Any, native: Any, events: Any, carried: Any
 ) -> Timeline:
-    made = Timeline(exchange)
+    made = Timeline()
+    made.exchange = exchange
     made.__dict__.update(zip(_TOLD, told, strict=True))
     made.finish_reason = reason
     if durations is not None:
@@ -114,7 +113,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return [*map(_plain, value)] if isinstance(value, list) else text_of(value)
-
-
-async def _unused(_: Any = None) -> Any:
-    """Stand for receive and send: nobody serves this exchange any more."""

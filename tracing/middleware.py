@@ -7,8 +7,8 @@ tracing is on). It buffers nothing: pieces of the request's body are kept by ref
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
+from time import time as _now
 from typing import Any, Final, TypeAlias
 
 from . import runtime
@@ -22,49 +22,55 @@ _HUNG_UP: Final = "ClientDisconnect"  # Starlette's word for an OSError of the s
 
 
 class Vitals:
-    """The middleware; without a running plugin it is transparent."""
+    """The middleware; without a running plugin it is transparent.
 
-    def __init__(self, app: Application) -> None:
-        self._app = app
+    What the class makes of an application is a function, since calling that costs a third of calling an instance.
+    """
 
-    # No coroutine of its own: where nothing is wanted of a request, that would be a good part of what it costs.
-    def __call__(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve one connection."""
-        live = runtime.running
-        if live is None and scope["type"] == "http" and runtime.is_pending():  # vLLM before 0.11.1
-            runtime.start_pending(_output_processor(scope))
+    def __new__(cls, app: Application) -> Application:  # type: ignore[misc]
+        """Return the application behind the middleware."""
+
+        # No coroutine of its own: where nothing is wanted of a request, that would be a good part of what it costs.
+        def vitals(scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
             live = runtime.running
-        if live is None or scope["type"] != "http":
-            return self._app(scope, receive, send)
-        if scope["path"] not in USUAL_PATHS and not is_traced(scope):
-            if path_of(scope) == REQUEST_METRICS:
-                return _serve_metrics(live, scope, send)
-            return self._app(scope, receive, send)
-        exchange = None
-        try:
-            if live.only_traces and not live.may_be_sampled(scope):
-                # Not taken back: servers give each request a context of its own. Where one does not, the next request
-                # comes through here as well.
-                SERVED.set(UNWANTED)
-            elif scope["method"] != "OPTIONS":
-                exchange, scope = live.begin(scope, receive, send)
-        except Exception as error:
-            live.hook_failed("middleware", error)
-        return self._app(scope, receive, send) if exchange is None else self._served(live, exchange, scope)
+            if live is None and scope["type"] == "http" and runtime.is_pending():  # vLLM before 0.11.1
+                runtime.start_pending(_output_processor(scope))
+                live = runtime.running
+            if live is None or scope["type"] != "http":
+                return app(scope, receive, send)
+            if scope["path"] not in USUAL_PATHS and not is_traced(scope):
+                if path_of(scope) == REQUEST_METRICS:
+                    return _serve_metrics(live, scope, send)
+                return app(scope, receive, send)
+            try:
+                if live.only_traces and not live.may_be_sampled(scope):
+                    SERVED.set(UNWANTED)
+                elif scope["method"] != "OPTIONS":
+                    exchange, scope = live.begin(scope, receive, send)
+                    return _served(app, live, exchange, scope)
+            except Exception as error:
+                live.hook_failed("middleware", error)
+            return app(scope, receive, send)
 
-    async def _served(self, live: "runtime.Runtime", exchange: Exchange, scope: Any) -> None:
-        token = SERVED.set(exchange)
-        try:
-            await self._app(scope, exchange.received, exchange.sent)
-        except BaseException as error:
-            exchange.error_type = type(error).__name__
-            if not exchange.complete and (isinstance(error, OSError) or exchange.error_type == _HUNG_UP):
-                exchange.disconnected = True  # servers refuse to send what nobody takes
-            raise
-        finally:
-            SERVED.reset(token)
-            exchange.ended = time.time()
-            live.submit(exchange)
+        return vitals
+
+
+async def _served(app: Application, live: "runtime.Runtime", exchange: Exchange, scope: Any) -> None:
+    # Never taken back: servers give each request a context of its own. Where one does not, the next request sets it.
+    SERVED.set(exchange)
+    try:
+        await app(scope, exchange.received, exchange.sent)
+    except BaseException as error:
+        exchange.error_type = type(error).__name__
+        if not exchange.complete and (isinstance(error, OSError) or exchange.error_type == _HUNG_UP):
+            exchange.disconnected = True  # servers refuse to send what nobody takes
+        raise
+    finally:
+        exchange.ended = _now()
+        queue = live.queue  # as Runtime.submit, without the call
+        if len(queue) == live.queue_size:
+            live.drop()
+        queue.append(exchange)
 
 
 def _output_processor(scope: Any) -> Any:

@@ -56,7 +56,7 @@ class NativeSpans(SpanProcessor):  # type: ignore[misc]  # no type information u
             timeline.native = native
             return
         attributes = span.attributes or {}
-        timeline = Timeline(None)
+        timeline = Timeline()
         timeline.durations = from_span(attributes, span.start_time / 1e9)
         timeline.native = native
         timeline.finished = span.end_time / 1e9

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from time import time as _now
 from typing import Any, Final, cast
 
 from .counters import HOOK_FAILURES, REQUESTS_DROPPED, SINK_FAILURES, Counters
@@ -61,7 +62,7 @@ def start_pending(processor: Any) -> None:
 
 
 class Runtime:
-    """Takes what is finished from the event loop and gives records to the sinks.
+    """Takes what is finished from the event loop and has it reported.
 
     Args:
         reports: what reports them.
@@ -101,9 +102,11 @@ class Runtime:
         self._page = page
         self._sampler = sampler
         self._decide = _decider(sampler)  # a method would be made anew for each request
+        self._id_at = 0
         self._counters = counters
         self._rewrites_traceparent = rewrites_traceparent
-        self._queue: deque[Exchange | Timeline] = deque(maxlen=queue_size)
+        self.queue: deque[Exchange | Timeline] = deque(maxlen=queue_size)
+        self.queue_size = queue_size
         self._waiting: list[Exchange] = []
         self._failed: set[str] = set()
         self._stop = threading.Event()
@@ -141,19 +144,36 @@ class Runtime:
     def begin(self, scope: Any, receive: Receive, send: Send) -> tuple[Exchange, Any]:
         """Return the exchange of a request that comes in, and the scope to pass on; runs on the event loop."""
         headers = scope["headers"]
-        decide = self._decide
-        given = b""
-        for name, value in headers:
-            if name == b"x-request-id":
-                given = value
-                break
-        if len(given) <= _REQUEST_ID and (given.isalnum() or _PRINTABLE.fullmatch(given)):
-            exchange = Exchange(scope, given, decide, time.time(), receive, send, self.body_bytes)
-            if not self._rewrites_traceparent and self.by_request_id is None:
-                return exchange, scope
+        at = self._id_at
+        if at < len(headers) and headers[at][0] == b"x-request-id":  # where the last client had it
+            given = headers[at][1]
+        else:
+            given = b""
+            for pair in headers:
+                if pair[0] == b"x-request-id":
+                    given, self._id_at = pair[1], headers.index(pair)
+                    break
+        is_usable = len(given) <= _REQUEST_ID and (given.isalnum() or _PRINTABLE.fullmatch(given))
+        exchange = Exchange()
+        exchange.scope = scope
+        exchange.raw_id = given if is_usable else new_request_id()
+        exchange.decide = self._decide
+        exchange.started = _now()
+        exchange.receive = receive
+        exchange.send = send
+        exchange.body_left = self.body_bytes
+        exchange.first_byte = 0.0
+        exchange.complete = exchange.disconnected = exchange.released = False
+        exchange.body = exchange.sequences = None
+        if is_usable and not self._rewrites_traceparent and self.by_request_id is None:
+            return exchange, scope
+        return exchange, {**scope, "headers": self._changed(headers, given, exchange)}
+
+    def _changed(self, headers: Any, given: bytes, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+        """Return the headers that vLLM gets of a request that brought a usable request id, another one, or none."""
+        if exchange.raw_id == given:
             changed = [*headers]
-        else:  # none, or one that would break a log or a header
-            exchange = Exchange(scope, new_request_id(), decide, time.time(), receive, send, self.body_bytes)
+        else:
             changed = [pair for pair in headers if pair[0] != b"x-request-id"] if given else [*headers]
             changed.append((b"x-request-id", exchange.raw_id))
         if self._rewrites_traceparent:
@@ -163,16 +183,17 @@ class Runtime:
             changed.append((b"traceparent", format_traceparent(head.trace_id, exchange.span_id, sampled=head.sampled)))
         if self.by_request_id is not None:
             self.by_request_id[exchange.request_id] = exchange
-        return exchange, {**scope, "headers": changed}
+        return changed
 
     def submit(self, done: Exchange | Timeline) -> None:
         """Hand over what is finished: one bounded append; when the queue is full the oldest goes, counted."""
-        queue = self._queue
-        if len(queue) == queue.maxlen:
-            self._counters.add(REQUESTS_DROPPED)
-        queue.append(done)
-        if self.by_request_id is not None and isinstance(done, Exchange):
-            self.by_request_id.pop(done.request_id, None)
+        if len(self.queue) == self.queue_size:
+            self.drop()
+        self.queue.append(done)
+
+    def drop(self) -> None:
+        """Count a request that is about to be pushed out of the full queue."""
+        self._counters.add(REQUESTS_DROPPED)
 
     def submit_unhooked(self, timeline: Timeline) -> None:
         """Hand over a sequence that no hook saw: the HTTP request it belongs to is found by its id."""
@@ -242,7 +263,7 @@ class Runtime:
     def _drain(self) -> None:
         if self._waiting:
             self._look_at_waiting()
-        queue = self._queue
+        queue = self.queue
         if not queue:
             return
         while queue:
@@ -250,6 +271,8 @@ class Runtime:
                 done = queue.popleft()
             except IndexError:  # dropped by the event loop meanwhile
                 break
+            if self.by_request_id is not None and isinstance(done, Exchange):
+                self.by_request_id.pop(done.request_id, None)
             if isinstance(done, Timeline):
                 if not done.reported:
                     done.reported = True
@@ -264,11 +287,10 @@ class Runtime:
 
     def _look_at_waiting(self) -> None:
         now = time.monotonic()
-        bound = self._queue.maxlen or 0
         still: list[Exchange] = []
         for position, exchange in enumerate(self._waiting):
             complete = all(timeline.done for timeline in exchange.sequences or ())
-            if complete or now >= exchange.waits_until or len(self._waiting) - position > bound:
+            if complete or now >= exchange.waits_until or len(self._waiting) - position > self.queue_size:
                 self._report(exchange)
             else:
                 still.append(exchange)

@@ -139,7 +139,7 @@ def _started(settings: TracingSettings, config: Any, engine_indexes: Sequence[in
 def unhooked(live: Runtime, iteration: Any, engine_index: int) -> None:
     """Report what finished in a step from vLLM's own statistics, where the hooks do not fit."""
     for finished in getattr(iteration, "finished_requests", ()):
-        timeline = Timeline(None)
+        timeline = Timeline()
         timeline.durations = from_finished(finished, iteration.iteration_timestamp)
         response_id = getattr(finished, "request_id", None) or ""
         cached = getattr(finished, "num_cached_tokens", 0)

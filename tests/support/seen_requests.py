@@ -44,7 +44,8 @@ def timeline(
         "first_token_ts": monotonic + shift + 0.6, "last_token_ts": monotonic + shift + 1.0, "num_generation_tokens": 9,
         "first_token_latency": 0.602,
     }  # fmt: skip
-    made = Timeline(exchange)
+    made = Timeline()
+    made.exchange = exchange
     made.finish(state(stats=SimpleNamespace(**times), **more), reason)
     made.finished = wall + 1.004
     made.done = True
@@ -56,9 +57,15 @@ def exchange(**headers: str) -> Exchange:
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"method": "POST", "path": "/v1/completions", "headers": pairs, "client": None, "server": ("::1", 8000)}
     head = Sampler(SamplingSettings(), {}).begin(None)
-    made = Exchange(scope, b"a", lambda _: head, time.time() - 2, None, None, 1024)
+    made = Exchange()
+    made.scope = scope
+    made.raw_id = b"a"
+    made.decide = lambda _: head
+    made.started, made.ended = time.time() - 2, time.time()
+    made.first_byte = 0.0
+    made.complete, made.disconnected, made.released = True, False, False
+    made.body = made.sequences = None
     made.status = 200
-    made.ended = time.time()
     return made
 
 

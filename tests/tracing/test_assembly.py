@@ -102,7 +102,7 @@ def test_aborted_before_the_first_token_has_no_phases(assembly):
 
 
 def test_statistics_that_are_off_leave_the_rest(assembly):
-    made = Timeline(None)
+    made = Timeline()
     made.finish(state(), "stop")
     made.done = True
     (sequence,) = assembly.alone(made).sequences

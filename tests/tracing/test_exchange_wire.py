@@ -103,21 +103,20 @@ def test_a_sequence_without_its_request_crosses(assembly, late):
 
 
 def attributes(kind, *left_out):
-    return {name for name, value in vars(kind).items() if not name.startswith("__") and not callable(value)} - {
-        *left_out
-    }
+    known = {**kind.__annotations__, **{name: value for name, value in vars(kind).items() if not callable(value)}}
+    return {name for name in known if not name.startswith("__")} - {*left_out}
 
 
 def test_no_attribute_stays_behind():
     """Whoever adds one to Exchange or Timeline has to say here that it need not cross."""
     made, timelines = everything()
     there, found = unpacked(packed(made, timelines))
-    while_served = {"complete", "released", "waits_until", "sequences"}
-    for name in attributes(Exchange, *while_served) | {"raw_id", "started"}:
+    while_served = {"receive", "send", "decide", "body_left", "complete", "released", "waits_until", "sequences"}
+    for name in attributes(Exchange, *while_served, "scope"):
         assert getattr(there, name) == getattr(made, name), name
     assert {key: there.scope[key] for key in made.scope} == made.scope
     for mine, theirs in zip(timelines, found, strict=True):
-        for name in attributes(Timeline, "events", "finish_reason", "reported"):
+        for name in attributes(Timeline, "exchange", "events", "finish_reason", "reported"):
             assert getattr(theirs, name) == getattr(mine, name), name
         assert theirs.finish_reason == str(mine.finish_reason)
         assert theirs.exchange is there

@@ -215,7 +215,7 @@ def test_a_short_cut_that_fails_takes_the_long_way(old_vllm):
     live.hook_failed = lambda hook, error: failures.append(hook)
     hooks.install(live)
     statistics = IterationStats()
-    seen = SimpleNamespace(vllm_vitals=Timeline(None))
+    seen = SimpleNamespace(vllm_vitals=Timeline())
     queued = [SimpleNamespace(type=1), SimpleNamespace(type=2)]
     preempted = [SimpleNamespace(type=3)]
     for events in (queued, preempted, None):

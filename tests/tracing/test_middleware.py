@@ -515,7 +515,7 @@ def test_none_of_10000_broken_headers_ever_hurts_a_request(plugin):
     async def serve_all():
         for _ in range(10_000):
             await serve(fuzzed_headers(chance))
-            if len(plugin.live._queue) > 2000:  # the drain thread is not what is tested here
+            if len(plugin.live.queue) > 2000:  # the drain thread is not what is tested here
                 await asyncio.sleep(0.01)
 
     asyncio.run(serve_all())
