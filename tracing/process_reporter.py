@@ -77,8 +77,9 @@ class ProcessReporter:
         self._backlog_bytes = 0
         self._unconfirmed: deque[bytes] = deque()  # begun to be sent, in the order of the child's confirmations
         self._spans_waiting = 0  # in the child, as it told last
-        self._before = _NO_VALUES  # counted by children that are dead
-        self._told = b""  # by the child that lives
+        # Counted by children that are dead, and by the one that lives, as JSON: one pair, so that whoever asks while a
+        # child dies sees its counts once.
+        self._counted: tuple[Values, bytes] = (_NO_VALUES, b"")
         self._started_at = 0.0
         self._next_start = 0.0
         self._pause = 1.0
@@ -159,8 +160,7 @@ class ProcessReporter:
 
     def values(self) -> Values:
         """Return the request metrics of the children and of this process; any thread may ask."""
-        before, told = self._before, self._told
-        return merged((before, from_json(told, "") if told else _NO_VALUES, self._local.values()))
+        return merged((_sum(*self._counted), self._local.values()))
 
     def _open(self) -> Frames | None:
         """Return the way to the child, after starting it where there is none; None where that has to wait."""
@@ -210,6 +210,8 @@ class ProcessReporter:
         self._backlog_bytes += len(message)
         if self._backlog_bytes > _SOCKET_BYTES:
             self._send()
+            if self._frames is not frames:
+                return  # it died; what waited has been seen to
         while len(backlog) > _BACKLOG_MESSAGES or self._backlog_bytes > _BACKLOG_BYTES:
             self._backlog_bytes -= len(backlog.popleft())
             self._counters.add(REQUESTS_DROPPED)
@@ -247,7 +249,8 @@ class ProcessReporter:
                     self._counters.add(kind, number, detail)
                 for _ in range(confirmed):
                     self._unconfirmed.popleft()
-                self._told = values or self._told
+                if values is not None:
+                    self._counted = (self._counted[0], values)
 
     def _lost(self) -> None:
         """Take note that the child died; the next request starts another when it is time."""
@@ -269,8 +272,7 @@ class ProcessReporter:
         if self._spans_waiting:
             self._counters.add(SPANS_DROPPED, self._spans_waiting)
         self._spans_waiting = 0
-        # One after the other, for who asks meanwhile: a count must not fall, not even for a moment.
-        self._before, self._told = merged((self._before, from_json(self._told, "") if self._told else _NO_VALUES)), b""
+        self._counted = (_sum(*self._counted), b"")
         for message in left:
             if message[:1] not in _REQUESTS:
                 continue
@@ -306,6 +308,10 @@ class ProcessReporter:
                 starter.wait(1.0)  # at once, unless the kernel holds it
         if self._frames is not None:
             self._frames.channel.close()
+
+
+def _sum(before: Values, told: bytes) -> Values:
+    return merged((before, from_json(told, ""))) if told else before
 
 
 class _LostSpans:
