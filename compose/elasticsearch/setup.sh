@@ -1,26 +1,22 @@
 #!/bin/sh
 # Sets up Elasticsearch: users and what they may, retention, templates, pipelines. Runs at every `up` and can run again:
-# each step puts the whole of what it is about. Needs curl. Passwords are read from files, and stand in no argument, no
-# environment and no output.
+# each step puts the whole of what it is about. Needs curl.
 #
-#   ELASTICSEARCH_URL, LOGS_RETENTION, LOGS_ROLLOVER_SIZE, TRACES_RETENTION_DAYS    see .env.example
-#   SECRETS          folder of the passwords, /run/secrets
-#   SETUP_DEADLINE   seconds to wait for Elasticsearch, 300
+#   ELASTICSEARCH_URL   where it is
+#   SETUP_DEADLINE      seconds to wait for it, 300
+#   LOGS_RETENTION, LOGS_ROLLOVER_SIZE, TRACES_RETENTION_DAYS    see .env.example
+#   and what call.sh reads
 set -eu
 umask 077
 here=$(cd "$(dirname "$0")" && pwd)
+program=elasticsearch-setup
 url=${ELASTICSEARCH_URL:-http://elasticsearch:9200}
-secrets=${SECRETS:-/run/secrets}
 deadline=${SETUP_DEADLINE:-300}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 143' INT TERM
-
-fail() {
-    echo "elasticsearch-setup: $*" >&2
-    exit 1
-}
-
+# shellcheck source-path=SCRIPTDIR source=call.sh
+. "$here/call.sh"
 # A setting that does not look as it shall is told here, not by Elasticsearch in its words.
 number_with() { # NAME VALUE UNITS...
     name=$1 value=$2
@@ -39,52 +35,15 @@ number_with LOGS_RETENTION "$logs_retention" d h
 number_with LOGS_ROLLOVER_SIZE "$logs_rollover_size" gb mb
 number_with TRACES_RETENTION_DAYS "$traces_retention_days" ''
 
-replaced() { # TEXT MARK VALUE: print the text with each mark replaced
-    left=$1 made=
-    while :; do
-        case $left in
-        *"$2"*) made=$made${left%%"$2"*}$3 left=${left#*"$2"} ;;
-        *) break ;;
-        esac
-    done
-    printf '%s' "$made$left"
-}
+log_in elastic es_elastic_password
 
-quoted() { # TEXT: print it for between the quotes of JSON or of curl's configuration
-    text=$(replaced "$1" '\' '\\')
-    replaced "$text" '"' '\"'
-}
-
-secret() { # NAME: print a password
-    [ -r "$secrets/$1" ] || fail "$secrets/$1: expected a file that can be read, found none"
-    IFS= read -r password <"$secrets/$1" || [ -n "$password" ] || fail "$secrets/$1: expected a password, found nothing"
-    case $password in *[[:cntrl:]]*) fail "$secrets/$1: expected text, found control characters" ;; esac
-    printf '%s' "$password"
-}
-
-elastic=$(secret es_elastic_password)
-printf 'user = "elastic:%s"\n' "$(quoted "$elastic")" >"$work/login"
-
-call() { # METHOD PATH, the body on standard input if there is one; sets status and leaves the answer in $work/answer
-    method=$1 path=$2
-    : >"$work/answer"
-    status=$(curl --config "$work/login" --silent --noproxy '*' --max-time 60 --output "$work/answer" \
-        --write-out '%{http_code}' --request "$method" --header 'Content-Type: application/json' \
-        --data-binary @- "$url$path") || status=000
-}
-
-told() { # the answer, in one line, never with a password
-    answer=$(tr '\n' ' ' <"$work/answer" | cut -c 1-500)
-    for name in es_elastic_password es_kibana_password es_filebeat_password es_jaeger_password es_grafana_password; do
-        case $answer in *"$(secret "$name")"*) answer='an answer that is not shown, since it holds a password' ;; esac
-    done
-    [ "$status" = 000 ] && answer="no answer from $url"
-    printf '%s: %s' "$status" "$answer"
+ask() { # METHOD PATH, the body on standard input if there is one
+    call 60 --request "$1" --header 'Content-Type: application/json' --data-binary @- "$url$2"
 }
 
 put() { # WHAT METHOD PATH: send the body that comes on standard input
     what=$1
-    call "$2" "$3"
+    ask "$2" "$3"
     case $status in
     200 | 201) echo "$what" ;;
     *) fail "$what: $2 $3 answered $(told)" ;;
@@ -109,13 +68,9 @@ user() { # NAME SECRET
 # ---- wait -----------------------------------------------------------------------------------------------------------
 until=$(($(date +%s) + deadline))
 while :; do
-    call GET '/_cluster/health?wait_for_status=yellow&timeout=10s' </dev/null
+    ask GET '/_cluster/health?wait_for_status=yellow&timeout=10s' </dev/null
     [ "$status" = 200 ] && break
-    if [ "$(date +%s)" -ge "$until" ]; then
-        [ "$status" = 401 ] && fail "Elasticsearch refuses the password of user elastic, for $deadline s: was it changed" \
-            "elsewhere than in secrets/es_elastic_password?"
-        fail "Elasticsearch is not ready after $deadline s: $(told)"
-    fi
+    [ "$(date +%s)" -lt "$until" ] || not_ready Elasticsearch
     sleep 1
 done
 echo "Elasticsearch is ready"
@@ -142,12 +97,12 @@ for name in span service dependencies sampling; do
 done
 
 # ---- the data stream --------------------------------------------------------------------------------------------------
-call GET /_data_stream/logs-vllm-default </dev/null
+ask GET /_data_stream/logs-vllm-default </dev/null
 case $status in
 404) put 'data stream of logs' PUT /_data_stream/logs-vllm-default </dev/null ;;
 200)
     # One from an earlier version takes new fields at once; a changed type waits for a new index.
-    call PUT '/logs-vllm-default/_mapping?write_index_only=true' <"$here/logs-fields.json"
+    ask PUT '/logs-vllm-default/_mapping?write_index_only=true' <"$here/logs-fields.json"
     case $status in
     200) echo 'data stream of logs: fields' ;;
     400) put 'data stream of logs: new index' POST '/logs-vllm-default/_rollover?lazy=true' </dev/null ;;
