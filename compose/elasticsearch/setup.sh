@@ -4,7 +4,7 @@
 #
 #   ELASTICSEARCH_URL   where it is
 #   SETUP_DEADLINE      seconds to wait for it, 300
-#   LOGS_RETENTION, LOGS_ROLLOVER_SIZE, TRACES_RETENTION_DAYS    see .env.example
+#   LOGS_RETENTION, LOGS_ROLLOVER_SIZE, TRACES_RETENTION_DAYS, TRACES_ROLLOVER_SIZE    see .env.example
 #   and what call.sh reads
 set -eu
 umask 077
@@ -31,8 +31,10 @@ number_with() { # NAME VALUE UNITS...
 logs_retention=${LOGS_RETENTION:-7d}
 logs_rollover_size=${LOGS_ROLLOVER_SIZE:-10gb}
 traces_retention_days=${TRACES_RETENTION_DAYS:-7}
+traces_rollover_size=${TRACES_ROLLOVER_SIZE:-10gb}
 number_with LOGS_RETENTION "$logs_retention" d h
 number_with LOGS_ROLLOVER_SIZE "$logs_rollover_size" gb mb
+number_with TRACES_ROLLOVER_SIZE "$traces_rollover_size" gb mb
 number_with TRACES_RETENTION_DAYS "$traces_retention_days" ''
 
 log_in elastic es_elastic_password
@@ -54,7 +56,9 @@ put_file() { # WHAT PATH FILE
     text=$(cat "$here/$3")
     text=$(replaced "$text" @LOGS_RETENTION@ "$logs_retention")
     text=$(replaced "$text" @LOGS_ROLLOVER_SIZE@ "$logs_rollover_size")
-    # One more: the index of a day is as old as its first span, and the last one shall be kept that long, too.
+    text=$(replaced "$text" @TRACES_RETENTION@ "${traces_retention_days}d")
+    text=$(replaced "$text" @TRACES_ROLLOVER_SIZE@ "$traces_rollover_size")
+    # One more: the index of a day is as old as its first entry, and the last one shall be kept that long, too.
     text=$(replaced "$text" @TRACES_DELETE_AGE@ "$((traces_retention_days + 1))d")
     printf '%s\n' "$text" | put "$1" PUT "$2"
 }
@@ -85,7 +89,8 @@ user grafana_reader es_grafana_password
 
 # ---- how long, and how it is stored -----------------------------------------------------------------------------------
 put_file 'retention of logs' /_ilm/policy/vllm-vitals-logs logs-policy.json
-put_file 'retention of traces' /_ilm/policy/vllm-vitals-traces traces-policy.json
+put_file 'retention of spans' /_ilm/policy/vllm-vitals-spans spans-policy.json
+put_file "retention of the rest of Jaeger's" /_ilm/policy/vllm-vitals-traces traces-policy.json
 printf '{"template":{"mappings":%s},"_meta":{"managed_by":"vllm-vitals"}}' "$(cat "$here/logs-fields.json")" |
     put 'fields of logs' PUT /_component_template/vllm-vitals-logs-mappings
 put_file 'pipeline for JSON lines' /_ingest/pipeline/vllm-vitals-logs-json logs-json-pipeline.json
@@ -96,7 +101,7 @@ for name in span service dependencies sampling; do
     put_file "template of jaeger-$name" "/_index_template/jaeger-$name" "jaeger-$name.json"
 done
 
-# ---- the data stream --------------------------------------------------------------------------------------------------
+# ---- what is written to --------------------------------------------------------------------------------------------------
 ask GET /_data_stream/logs-vllm-default </dev/null
 case $status in
 404) put 'data stream of logs' PUT /_data_stream/logs-vllm-default </dev/null ;;
@@ -111,4 +116,19 @@ case $status in
     ;;
 *) fail "data stream of logs: GET /_data_stream/logs-vllm-default answered $(told)" ;;
 esac
+
+# Jaeger writes to an alias. Elasticsearch moves that on, but the first index behind it has to be there.
+for name in span service; do
+    ask GET "/_alias/jaeger-$name-write" </dev/null
+    case $status in
+    200) ;;
+    404)
+        printf '{"aliases":{"jaeger-%s-write":{"is_write_index":true}}}' "$name" |
+            put "first index of jaeger-$name" PUT "/jaeger-$name-000001"
+        ;;
+    *) fail "first index of jaeger-$name: GET /_alias/jaeger-$name-write answered $(told)" ;;
+    esac
+    # An earlier version wrote an index a day, and that has not the alias which is read now.
+    put "what is read of jaeger-$name" PUT "/jaeger-$name-*/_alias/jaeger-$name-read" </dev/null
+done
 echo 'Elasticsearch is set up'

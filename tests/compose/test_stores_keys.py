@@ -99,7 +99,11 @@ FILEBEAT = {
 # cmd/internal/storageconfig/config.go, cmd/jaeger/internal/extension/jaegerquery/{config.go,internal/flags.go},
 # internal/config/promcfg/config.go, cmd/jaeger/internal/exporters/storageexporter/config.go; healthcheckv2 and batch
 # of the collector 0.155 that it is built with (go.mod).
-_ROTATION = {"periodic": keys("date_layout rollover_frequency"), **keys("manual_rollover auto_rollover data_stream")}
+_ROTATION = {
+    "periodic": keys("date_layout rollover_frequency"),
+    "auto_rollover": keys("read_alias write_alias policy_name"),
+    **keys("manual_rollover data_stream"),
+}
 _INDEX = {**keys("priority shards replicas"), "rotation": _ROTATION}
 _OTLP = {"protocols": {"grpc": keys("endpoint"), "http": keys("endpoint")}}
 JAEGER = {
@@ -377,21 +381,37 @@ def test_jaegers_spans_have_the_types_that_it_searches_by():
     }
 
 
+BACKEND = read("jaeger/config.yaml")["extensions"]["jaeger_storage"]["backends"]["spans"]["elasticsearch"]
+
+
 @pytest.mark.parametrize(("name", "index"), [("span", "spans"), ("service", "services"),
                                              ("dependencies", "dependencies"), ("sampling", "sampling")])  # fmt: skip
-def test_each_of_jaegers_daily_indices_finds_its_template_and_ends(name, index):
-    backend = read("jaeger/config.yaml")["extensions"]["jaeger_storage"]["backends"]["spans"]["elasticsearch"]
-    assert backend["create_mappings"] is False
-    options, made = backend["indices"][index], template(f"jaeger-{name}")
-    assert options["rotation"]["periodic"] == {"date_layout": "2006-01-02", "rollover_frequency": "day"}
+def test_each_of_jaegers_indices_finds_its_template(name, index):
+    assert BACKEND["create_mappings"] is False
+    options, made = BACKEND["indices"][index], template(f"jaeger-{name}")
     assert made["index_patterns"] == [f"jaeger-{name}-*"]
     settings = made["template"]["settings"]
     assert settings["index.number_of_shards"] == options["shards"]
     assert settings["index.number_of_replicas"] == options["replicas"] == 0
+
+
+@pytest.mark.parametrize(("name", "index"), [("span", "spans"), ("service", "services")])
+def test_spans_and_services_roll_over_by_the_aliases_that_jaeger_uses(name, index):
+    rotation = BACKEND["indices"][index]["rotation"]["auto_rollover"]
+    made = template(f"jaeger-{name}")
+    settings = made["template"]["settings"]
+    assert settings["index.lifecycle.name"] == rotation["policy_name"] == "vllm-vitals-spans"
+    assert settings["index.lifecycle.rollover_alias"] == rotation["write_alias"] == f"jaeger-{name}-write"
+    assert [*made["template"]["aliases"]] == [rotation["read_alias"]] == [f"jaeger-{name}-read"]
+    assert made["allow_auto_create"] is False, "a missing alias would become an index of its name"
+
+
+@pytest.mark.parametrize("name", ["dependencies", "sampling"])
+def test_the_rest_of_jaegers_is_by_day_and_ends_with_its_age(name):
+    assert BACKEND["indices"][name]["rotation"]["periodic"] == {
+        "date_layout": "2006-01-02",
+        "rollover_frequency": "day",
+    }
+    settings = template(f"jaeger-{name}")["template"]["settings"]
     assert settings["index.lifecycle.name"] == "vllm-vitals-traces"
-
-
-def test_traces_are_looked_for_as_far_back_as_they_are_kept():
-    backend = read("jaeger/config.yaml")["extensions"]["jaeger_storage"]["backends"]["spans"]["elasticsearch"]
-    hours = int(backend["max_span_age"].removesuffix("h"))
-    assert hours >= 24 * (int(PINS["TRACES_RETENTION_DAYS"]) + 1)
+    assert "index.lifecycle.rollover_alias" not in settings

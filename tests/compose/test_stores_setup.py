@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.store_servers import SET_UP, KibanaStore, Store, serving
+from support.store_servers import SET_UP, KibanaStore, Store, index_of, serving
 from vllm_vitals.compose.bundle import SHIPPED
 
 ELASTICSEARCH = SHIPPED / "elasticsearch/setup.sh"
@@ -81,7 +81,8 @@ def test_passwords_arrive_as_they_stand_in_their_files(elasticsearch, secrets):
     run(ELASTICSEARCH, elasticsearch, secrets)
     things = elasticsearch.things
     assert things["/_security/user/kibana_system/_password"]["password"] == PASSWORDS["es_kibana_password"]
-    for user, secret in (("filebeat_writer", "filebeat"), ("jaeger_writer", "jaeger"), ("grafana_reader", "grafana")):
+    for user in ("filebeat_writer", "jaeger_writer", "grafana_reader"):
+        secret = user.partition("_")[0]
         assert things[f"/_security/user/{user}"] == {
             "password": PASSWORDS[f"es_{secret}_password"],
             "roles": [user],
@@ -102,23 +103,27 @@ def test_roles_may_what_their_program_does_and_no_more(elasticsearch, secrets):
 
 def test_settings_of_env_reach_the_policies(elasticsearch, secrets):
     said = run(ELASTICSEARCH, elasticsearch, secrets, LOGS_RETENTION="36h", LOGS_ROLLOVER_SIZE="500mb",
-               TRACES_RETENTION_DAYS="14")  # fmt: skip
+               TRACES_RETENTION_DAYS="14", TRACES_ROLLOVER_SIZE="2gb")  # fmt: skip
     assert said.returncode == 0, said.stderr
     logs = elasticsearch.things["/_ilm/policy/vllm-vitals-logs"]["policy"]["phases"]
     assert logs["hot"]["actions"]["rollover"] == {"max_age": "1d", "max_primary_shard_size": "500mb"}
     assert logs["delete"]["min_age"] == "36h"
-    traces = elasticsearch.things["/_ilm/policy/vllm-vitals-traces"]["policy"]["phases"]
-    assert traces["delete"]["min_age"] == "15d", "the last span of a day is kept for 14 days, too"
-    assert "rollover" not in json.dumps(traces), "Jaeger makes the indices"
+    spans = elasticsearch.things["/_ilm/policy/vllm-vitals-spans"]["policy"]["phases"]
+    assert spans["hot"]["actions"]["rollover"] == {"max_age": "1d", "max_primary_shard_size": "2gb"}
+    assert spans["delete"]["min_age"] == "14d"
+    daily = elasticsearch.things["/_ilm/policy/vllm-vitals-traces"]["policy"]["phases"]
+    assert daily["delete"]["min_age"] == "15d", "the last entry of a day is kept for 14 days, too"
+    assert "rollover" not in json.dumps(daily), "Jaeger makes these indices"
     failures = elasticsearch.things["/_index_template/vllm-vitals-logs"]["template"]["data_stream_options"]
     assert failures["failure_store"]["lifecycle"]["data_retention"] == "36h"
-    assert "@" not in json.dumps(elasticsearch.things["/_ilm/policy/vllm-vitals-logs"])
+    assert "@" not in json.dumps([body for path, body in elasticsearch.things.items() if "/_ilm/" in path])
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("LOGS_RETENTION", "7"), ("LOGS_RETENTION", "0d"), ("LOGS_RETENTION", '7d","x":"'), ("LOGS_ROLLOVER_SIZE", "10"),
-     ("LOGS_ROLLOVER_SIZE", "10GB"), ("TRACES_RETENTION_DAYS", "7d"), ("TRACES_RETENTION_DAYS", "-1")],
+     ("LOGS_ROLLOVER_SIZE", "10GB"), ("TRACES_RETENTION_DAYS", "7d"), ("TRACES_RETENTION_DAYS", "-1"),
+     ("TRACES_ROLLOVER_SIZE", "1tb")],
 )  # fmt: skip
 def test_a_wrong_setting_is_told_before_anything_is_asked(elasticsearch, secrets, name, value):
     said = run(ELASTICSEARCH, elasticsearch, secrets, **{name: value})
@@ -130,13 +135,29 @@ def test_a_wrong_setting_is_told_before_anything_is_asked(elasticsearch, secrets
 
 def test_again_changes_nothing_and_takes_new_fields(shell, elasticsearch, secrets):
     run(ELASTICSEARCH, elasticsearch, secrets, shell)
-    first = json.dumps(elasticsearch.things, sort_keys=True)
+    first = json.dumps([elasticsearch.things, elasticsearch.indices], sort_keys=True)
     elasticsearch.calls.clear()
     said = run(ELASTICSEARCH, elasticsearch, secrets, shell)
     assert said.returncode == 0, said.stderr
-    assert json.dumps(elasticsearch.things, sort_keys=True) == first
+    assert json.dumps([elasticsearch.things, elasticsearch.indices], sort_keys=True) == first
     assert ("PUT", "/_data_stream/logs-vllm-default") not in elasticsearch.calls
-    assert elasticsearch.calls[-1] == ("PUT", "/logs-vllm-default/_mapping?write_index_only=true")
+    assert ("PUT", "/logs-vllm-default/_mapping?write_index_only=true") in elasticsearch.calls
+
+
+def test_jaeger_finds_indices_behind_its_aliases_and_those_of_a_day_from_before(elasticsearch, secrets):
+    elasticsearch.indices["jaeger-span-2026-01-01"] = index_of(1, 10)
+    assert run(ELASTICSEARCH, elasticsearch, secrets).returncode == 0
+    aliases = {name: one["aliases"] for name, one in elasticsearch.indices.items()}
+    assert aliases["jaeger-span-000001"] == {"jaeger-span-read": None, "jaeger-span-write": True}
+    assert aliases["jaeger-service-000001"] == {"jaeger-service-read": None, "jaeger-service-write": True}
+    assert aliases["jaeger-span-2026-01-01"] == {"jaeger-span-read": None}
+
+
+def test_spans_that_rolled_over_are_left_as_they_are(elasticsearch, secrets):
+    run(ELASTICSEARCH, elasticsearch, secrets)
+    elasticsearch.indices["jaeger-span-000002"] = elasticsearch.indices.pop("jaeger-span-000001")
+    assert run(ELASTICSEARCH, elasticsearch, secrets).returncode == 0
+    assert "jaeger-span-000001" not in elasticsearch.indices
 
 
 def test_a_type_that_changed_gets_a_new_index(elasticsearch, secrets):
@@ -144,7 +165,7 @@ def test_a_type_that_changed_gets_a_new_index(elasticsearch, secrets):
     elasticsearch.conflicting = True
     said = run(ELASTICSEARCH, elasticsearch, secrets)
     assert said.returncode == 0, said.stderr
-    assert elasticsearch.calls[-1] == ("POST", "/logs-vllm-default/_rollover?lazy=true")
+    assert ("POST", "/logs-vllm-default/_rollover?lazy=true") in elasticsearch.calls
 
 
 def test_a_changed_password_is_put_again(elasticsearch, secrets):
@@ -192,6 +213,8 @@ def test_a_password_that_is_refused_is_told_as_such(elasticsearch, kibana, secre
         ("/_ingest/pipeline/vllm-vitals-logs", "pipeline for logs"),
         ("/_index_template/jaeger-span", "template of jaeger-span"),
         ("/_data_stream/logs-vllm-default", "data stream of logs"),
+        ("/_alias/jaeger-span-write", "first index of jaeger-span"),
+        ("/jaeger-service-*/_alias/jaeger-service-read", "what is read of jaeger-service"),
     ],
 )
 def test_a_step_that_fails_says_which_and_why_and_ends(elasticsearch, secrets, path, step):
