@@ -24,6 +24,7 @@ SECRETS: Final[Mapping[str, Callable[[], str]]] = {
     "es_filebeat_password": _password,
     "es_jaeger_password": _password,
     "es_grafana_password": _password,
+    "es_retention_password": _password,
     "grafana_admin_password": _password,
     "kibana_encryption_key": lambda: secrets.token_hex(32),
     "proxy_password": _password,

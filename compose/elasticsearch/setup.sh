@@ -4,8 +4,7 @@
 #
 #   ELASTICSEARCH_URL   where it is
 #   SETUP_DEADLINE      seconds to wait for it, 300
-#   LOGS_RETENTION, LOGS_ROLLOVER_SIZE, TRACES_RETENTION_DAYS, TRACES_ROLLOVER_SIZE    see .env.example
-#   and what call.sh reads
+#   and what settings.sh and call.sh read
 set -eu
 umask 077
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,25 +16,8 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 143' INT TERM
 # shellcheck source-path=SCRIPTDIR source=call.sh
 . "$here/call.sh"
-# A setting that does not look as it shall is told here, not by Elasticsearch in its words.
-number_with() { # NAME VALUE UNITS...
-    name=$1 value=$2
-    shift 2
-    for unit; do
-        digits=${value%"$unit"}
-        case $value in *"$unit") ;; *) continue ;; esac
-        case $digits in '' | 0* | *[!0-9]*) ;; *) return 0 ;; esac
-    done
-    fail ".env: $name: expected a number with one of ${*:-no unit}, found '$value'"
-}
-logs_retention=${LOGS_RETENTION:-7d}
-logs_rollover_size=${LOGS_ROLLOVER_SIZE:-10gb}
-traces_retention_days=${TRACES_RETENTION_DAYS:-7}
-traces_rollover_size=${TRACES_ROLLOVER_SIZE:-10gb}
-number_with LOGS_RETENTION "$logs_retention" d h
-number_with LOGS_ROLLOVER_SIZE "$logs_rollover_size" gb mb
-number_with TRACES_ROLLOVER_SIZE "$traces_rollover_size" gb mb
-number_with TRACES_RETENTION_DAYS "$traces_retention_days" ''
+# shellcheck source-path=SCRIPTDIR source=settings.sh
+. "$here/settings.sh"
 
 log_in elastic es_elastic_password
 
@@ -86,6 +68,7 @@ printf '{"password":"%s"}' "$(quoted "$password")" |
 user filebeat_writer es_filebeat_password
 user jaeger_writer es_jaeger_password
 user grafana_reader es_grafana_password
+user retention es_retention_password
 
 # ---- how long, and how it is stored -----------------------------------------------------------------------------------
 put_file 'retention of logs' /_ilm/policy/vllm-vitals-logs logs-policy.json

@@ -58,6 +58,16 @@ def test_again_changes_nothing(folder):
     assert result.secrets == ()
 
 
+def test_an_upgrade_makes_the_secret_that_an_earlier_version_had_not(command, folder):
+    kept = (folder / "secrets/es_elastic_password").read_text()
+    (folder / "secrets/es_retention_password").unlink()
+    code, output, _ = command("bundle", "upgrade", "--dir", folder, "--no-start")
+    assert code == 0
+    assert "1 new in" in output
+    assert mode(folder / "secrets/es_retention_password") == 0o600
+    assert (folder / "secrets/es_elastic_password").read_text() == kept
+
+
 def test_what_differs_is_kept_beside_the_new_one(folder):
     (folder / "compose.yaml").write_text("mine")
     changed = [one for one in init(folder).files if one.backup]

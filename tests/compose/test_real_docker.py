@@ -29,7 +29,7 @@ from support.compose_files import read_compose
 from support.fixtures import CACHE
 from support.log_pipeline import Indexed, Ingest, filebeat, index
 from support.programs import Program
-from support.store_servers import MADE_ONCE, SET_UP
+from support.store_servers import MADE_ONCE, SET_UP, index_of
 from support.traced_vllm import TracedVllm
 from support.waiting import wait_for
 from vllm_vitals.compose import log_store
@@ -244,11 +244,11 @@ def test_garbage_is_kept_as_it_is_and_forges_nothing(of_vllm):
 
 def test_services_of_the_bundle_are_read_and_the_stores_are_not(bundle):
     read = {name for name, container in bundle.containers().items() if events(container)}
-    assert read == {"alertmanager", "collector", "demo", "exporter", "grafana", "jaeger", "node_exporter", "prometheus",
-                    "vllm"}  # fmt: skip
+    assert read == {"alertmanager", "collector", "demo", "elasticsearch-retention", "exporter", "grafana", "jaeger",
+                    "node_exporter", "prometheus", "vllm"}  # fmt: skip
 
 
-WITH_LINES = ["alertmanager", "collector", "demo", "exporter", "node_exporter", "prometheus"]
+WITH_LINES = ["alertmanager", "collector", "demo", "elasticsearch-retention", "exporter", "node_exporter", "prometheus"]
 
 
 @pytest.mark.parametrize("service", WITH_LINES)
@@ -263,7 +263,7 @@ def test_lines_of_real_services_have_their_level_and_where_they_came_from(bundle
         assert indexed.fields["log.iostream"] in {"stdout", "stderr"}
         if indexed.fields["log.iostream"] == "stderr":  # ours print addresses to the other one
             assert indexed.fields["log.level"] in {"debug", "info", "warn", "warning", "error"}, indexed.fields
-    always = {"alertmanager", "node_exporter", "prometheus"}
+    always = {"alertmanager", "elasticsearch-retention", "node_exporter", "prometheus"}
     assert service not in always or "log.level" in found[0].fields
 
 
@@ -338,6 +338,23 @@ def test_a_real_vllms_spans_pass_the_running_bundle(bundle, tmp_path):
         server.stop()
         receiver.stop()
         bundle.compose("start", "jaeger")
+
+
+def test_the_oldest_lines_and_spans_go_where_there_are_too_many(bundle):
+    page = "http://elasticsearch:9200/stand-in/indices"
+    before = json.loads(bundle.get(page))
+    old = {
+        ".ds-logs-vllm-default-2025.12.30-000000": index_of(1, 31 << 30),
+        "jaeger-span-2025-12-30": index_of(1, 61 << 30),
+    }
+    bundle.compose("exec", "-T", "netns", "wget", "-q", "-O", "-", "--post-data", json.dumps(old), page)
+    assert json.loads(bundle.get(page)) == before | old
+    bundle.compose("restart", "elasticsearch-retention")  # it looks when it starts
+    wait_for(lambda: json.loads(bundle.get(page)) == before, "both gone", 60, pause=0.5)
+    said = bundle.compose("logs", "--no-log-prefix", "elasticsearch-retention").splitlines()
+    assert {line["index"] for line in map(json.loads, said) if "index" in line} == set(old)
+    in_kibana = [stored(event).fields for event in events(bundle.container("elasticsearch-retention"))]
+    assert {fields["json.index"] for fields in in_kibana if "json.index" in fields} == set(old)
 
 
 def comes_back(bundle, service: str) -> None:

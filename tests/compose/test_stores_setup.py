@@ -19,6 +19,7 @@ PASSWORDS = {
     "es_filebeat_password": f"filebeat-{ODD}",
     "es_jaeger_password": f"jaeger-{ODD}",
     "es_grafana_password": f"grafana-{ODD}",
+    "es_retention_password": f"keeper-{ODD}",
 }
 SHELLS = [shell for shell in ("bash", "dash", "busybox") if shutil.which(shell)]
 
@@ -81,7 +82,7 @@ def test_passwords_arrive_as_they_stand_in_their_files(elasticsearch, secrets):
     run(ELASTICSEARCH, elasticsearch, secrets)
     things = elasticsearch.things
     assert things["/_security/user/kibana_system/_password"]["password"] == PASSWORDS["es_kibana_password"]
-    for user in ("filebeat_writer", "jaeger_writer", "grafana_reader"):
+    for user in ("filebeat_writer", "jaeger_writer", "grafana_reader", "retention"):
         secret = user.partition("_")[0]
         assert things[f"/_security/user/{user}"] == {
             "password": PASSWORDS[f"es_{secret}_password"],
@@ -92,10 +93,14 @@ def test_passwords_arrive_as_they_stand_in_their_files(elasticsearch, secrets):
 def test_roles_may_what_their_program_does_and_no_more(elasticsearch, secrets):
     run(ELASTICSEARCH, elasticsearch, secrets)
     roles = {path.rpartition("/")[2]: body for path, body in elasticsearch.things.items() if "/role/" in path}
-    assert [role["cluster"] for role in roles.values()] == [["monitor"]] * 3
+    assert [role["cluster"] for role in roles.values()] == [["monitor"]] * 4
     may = {name: (role["indices"][0]["names"], set(role["indices"][0]["privileges"])) for name, role in roles.items()}
     assert may["filebeat_writer"] == (["logs-vllm-*"], {"create_doc", "auto_configure"})
     assert may["grafana_reader"] == (["logs-vllm-*"], {"read", "view_index_metadata"})
+    assert may["retention"] == (
+        ["logs-vllm-default", "jaeger-span-*"],
+        {"monitor", "view_index_metadata", "delete_index"},
+    )
     names, privileges = may["jaeger_writer"]
     assert all(name.startswith("jaeger-") for name in names)
     assert privileges == {"read", "index", "auto_configure", "view_index_metadata"}
@@ -123,7 +128,8 @@ def test_settings_of_env_reach_the_policies(elasticsearch, secrets):
     ("name", "value"),
     [("LOGS_RETENTION", "7"), ("LOGS_RETENTION", "0d"), ("LOGS_RETENTION", '7d","x":"'), ("LOGS_ROLLOVER_SIZE", "10"),
      ("LOGS_ROLLOVER_SIZE", "10GB"), ("TRACES_RETENTION_DAYS", "7d"), ("TRACES_RETENTION_DAYS", "-1"),
-     ("TRACES_ROLLOVER_SIZE", "1tb")],
+     ("LOGS_RETENTION_SIZE", "30g"), ("LOGS_RETENTION_SIZE", "gb"), ("TRACES_RETENTION_SIZE", "1.5tb"),
+     ("TRACES_RETENTION_SIZE", "9999999tb"), ("TRACES_ROLLOVER_SIZE", "1tb")],
 )  # fmt: skip
 def test_a_wrong_setting_is_told_before_anything_is_asked(elasticsearch, secrets, name, value):
     said = run(ELASTICSEARCH, elasticsearch, secrets, **{name: value})
@@ -131,6 +137,17 @@ def test_a_wrong_setting_is_told_before_anything_is_asked(elasticsearch, secrets
     assert f".env: {name}: expected a number" in said.stderr
     assert value in said.stderr
     assert elasticsearch.calls == []
+
+
+@pytest.mark.parametrize("what", ["LOGS", "TRACES"])
+def test_a_rollover_that_leaves_next_to_nothing_to_delete_is_told(elasticsearch, secrets, what):
+    sizes = {f"{what}_ROLLOVER_SIZE": "6gb", f"{what}_RETENTION_SIZE": "11gb"}
+    said = run(ELASTICSEARCH, elasticsearch, secrets, **sizes)
+    assert said.returncode == 1
+    told = f".env: {what}_ROLLOVER_SIZE: expected at most half of {what}_RETENTION_SIZE (11gb), found '6gb'"
+    assert told in said.stderr
+    assert elasticsearch.calls == []
+    assert run(ELASTICSEARCH, elasticsearch, secrets, **sizes | {f"{what}_RETENTION_SIZE": "12gb"}).returncode == 0
 
 
 def test_again_changes_nothing_and_takes_new_fields(shell, elasticsearch, secrets):
@@ -294,8 +311,13 @@ def test_objects_that_are_refused_are_told(kibana, secrets, status, answer, why)
 
 
 def test_compose_gives_the_scripts_what_they_read(compose_file):
-    for service, script in (("elasticsearch-setup", ELASTICSEARCH), ("kibana-setup", KIBANA)):
-        text = script.read_text()
+    settings = (SHIPPED / "elasticsearch/settings.sh").read_text()
+    for service, script in (
+        ("elasticsearch-setup", ELASTICSEARCH),
+        ("elasticsearch-retention", SHIPPED / "elasticsearch/retention.sh"),
+        ("kibana-setup", KIBANA),
+    ):
+        text = script.read_text() + (settings if "settings.sh" in script.read_text() else "")
         for name in compose_file["services"][service]["environment"]:
             assert f"${{{name}:-" in text, name
-        assert compose_file["services"][service]["entrypoint"] == ["/bin/bash", "/setup/setup.sh"]
+        assert compose_file["services"][service]["entrypoint"] == ["/bin/bash", f"/setup/{script.name}"]

@@ -43,7 +43,7 @@ MADE_ONCE = {"stream", "/jaeger-span-000001", "/jaeger-service-000001"}
 SET_UP = {
     "/_security/user/kibana_system/_password",
     *(f"/_security/{kind}/{name}" for kind in ("role", "user")
-      for name in ("filebeat_writer", "jaeger_writer", "grafana_reader")),
+      for name in ("filebeat_writer", "jaeger_writer", "grafana_reader", "retention")),
     "/_ilm/policy/vllm-vitals-logs",
     "/_ilm/policy/vllm-vitals-spans",
     "/_ilm/policy/vllm-vitals-traces",
