@@ -100,7 +100,7 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         if name == "upgrade":
             sub.add_argument("--no-start", action="store_true", help="write the files only")
     command("down", _down, "stop and remove the containers; data stays")
-    command("status", _status, "say how each service is, and where it is reached")
+    command("status", _status, "say how each service is, what it uses, and where it is reached")
     logs = command("logs", _logs, "show what services wrote")
     logs.add_argument("--follow", "-f", action="store_true", help="go on as they write")
     logs.add_argument("--tail", default="100", metavar="LINES", help="so many of each (default 100)")
@@ -206,13 +206,17 @@ def _down(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from .usage import lines, read_stats  # noqa: PLC0415
+
     compose = _compose(options.dir)
     services = compose.services()
     if not services:
         print(f"nothing runs; vllm-vitals bundle up --dir {options.dir}")
         return 1
-    for service in services:
-        print(f"{'[ok]' if service.settled else '[!!]'}  {service.name:<20} {service.words}")
+    running = [service.container for service in services if service.state == "running"]
+    used = read_stats(compose.stats(running)) if running else {}
+    for line in lines(services, used):
+        print(line)
     print()
     _print_pages(options.dir, services)
     return 0 if all(service.settled for service in services) else 1

@@ -12,6 +12,7 @@ from typing import Any, Final
 from ..scalars import ConfigError
 
 _SHORT: Final = 60.0
+_STATS: Final = 15.0  # it looks at two moments, a second or two apart
 _GET_DOCKER: Final = (
     "see https://docs.docker.com/engine/install/ (Debian 13, Ubuntu: apt install docker.io docker-compose)"
 )
@@ -109,6 +110,14 @@ class Compose:
         if said.returncode:
             raise ConfigError(f"docker compose ps: {_last(said.stderr)}")
         return sorted((_service(one) for one in _documents(said.stdout)), key=lambda service: service.name)
+
+    def stats(self, containers: Sequence[str], deadline: float = _STATS) -> str:
+        """Return what `docker stats` says of containers, a line of JSON each; empty when it fails or is slow."""
+        try:
+            said = _run([self.docker, "stats", "--no-stream", "--format", "json", *containers], deadline=deadline)
+        except ConfigError:
+            return ""
+        return said.stdout if said.returncode == 0 else ""
 
     def logs(self, service: str, lines: int = 15) -> str:
         """Return the last lines that a service wrote."""

@@ -35,7 +35,7 @@ def start(compose: Compose, deadline: float, say: Callable[[str], None]) -> bool
                 for service in services:
                     if told.get(service.name) != service.words and service.words != "created":
                         told[service.name] = service.words
-                        say(f"{now:6.1f} s  {service.name:<20} {service.words}")
+                        say(f"{now:6.1f} s  {service.name:<23} {service.words}")
                 patience = _WHILE_OTHERS_WAIT if ended is None else _RESTARTS_ARE_FAILURE
                 broken = [*failing(services, ailing, now, patience)]
                 if ended is not None and ended != 0:

@@ -79,7 +79,7 @@ def test_up_waits_until_all_is_healthy_and_says_where_it_is(bundle):
         assert f"http://127.0.0.1:{port}" in bundle.output
     assert "secrets/grafana_admin_password" in bundle.output
     for service in PROBED:
-        assert f"{service:<20} healthy" in bundle.output
+        assert f"{service:<23} healthy" in bundle.output
 
 
 def test_what_is_no_real_program_says_so_on_its_image(bundle):
@@ -380,7 +380,15 @@ def test_a_killed_service_comes_back(bundle, service):
 def test_status_and_logs_tell_of_the_running_bundle(bundle):
     code, output = bundle.command("status")
     assert code == 0, output
-    assert "[ok]  prometheus           healthy" in output
+    found = {line.split()[1]: line for line in output.splitlines() if line.startswith("[ok]")}
+    for service in SERVICES:  # a real Engine's figures: a process that runs uses memory
+        cores, mebibytes = re.search(r" (?:healthy|running) +(\d+\.\d\d) cores +(\d+) MiB$", found[service]).groups()
+        assert float(cores) < 2
+        assert int(mebibytes) < 512
+    assert all(re.fullmatch(r"\[ok\]  [a-z-]+ +done", found[job]) for job in JOBS)
+    summed = re.search(r"(?m)^      all +(\d+\.\d\d) cores +(\d+) MiB$", output)
+    assert int(summed[2]) > 100
+    assert re.search(r"(?m)^      of profile metrics +.*budget 0\.1 cores and 700 MiB", output)
     code, output = bundle.command("logs", "--tail", "5", "grafana")
     assert code == 0
     assert "stand-in for grafana" in output
