@@ -147,6 +147,21 @@ def test_every_variable_is_explained_in_env_example():
     assert set(ENV) - used <= {"COMPOSE_PROFILES", "COMPOSE_FILE"}
 
 
+def in_mib(size: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)(m|g|MiB)", size).groups()
+    return int(number) * (1024 if unit == "g" else 1)
+
+
+@pytest.mark.parametrize(("name", "share"), [("GRAFANA", 0.8), ("JAEGER", 0.8), ("COLLECTOR", 0.8 * 0.8)])
+def test_go_programs_that_do_not_see_their_bound_are_told_of_it(name, share):
+    """After the README of the collector's memory_limiter; Prometheus does so by itself."""
+    limit, told = in_mib(ENV[f"{name}_MEMORY"]), in_mib(ENV[f"{name}_GOMEMLIMIT"])
+    assert share * limit * 0.95 < told <= share * limit
+    service = SERVICES[name.lower()]
+    assert service["mem_limit"] == f"${{{name}_MEMORY:-{ENV[f'{name}_MEMORY']}}}"
+    assert service["environment"]["GOMEMLIMIT"] == f"${{{name}_GOMEMLIMIT:-{ENV[f'{name}_GOMEMLIMIT']}}}"
+
+
 def test_the_long_term_configuration_is_the_usual_one_and_more():
     usual = (SHIPPED / "prometheus/prometheus.yml").read_text()
     more = (SHIPPED / "prometheus/prometheus.remote-write.yml").read_text()
