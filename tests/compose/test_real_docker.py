@@ -271,7 +271,7 @@ def test_lines_of_real_services_have_their_level_and_where_they_came_from(bundle
 def test_prometheus_scrapes_the_exporter_and_everything_else(bundle):
     jobs = {"vllm-vitals", "vllm-vitals-requests", "node", "prometheus", "alertmanager", "collector", "span-metrics"}
     wait_for(lambda: {one["metric"]["job"] for one in bundle.query("up==1")} == jobs, f"targets {jobs}", 60, pause=1)
-    assert bundle.query("vllm_vitals_server_up")
+    wait_for(lambda: bundle.query("vllm_vitals_server_up"), "an engine of the demo", 60, pause=1)
 
 
 @pytest.mark.skipif(not CORE.exists(), reason="tests/otelcol/build.sh has not built the collector's core")
