@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..scalars import ConfigError, Seconds, read_scalar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from ..finding import Finding
     from .bundle import Result
@@ -170,19 +170,37 @@ def _compose(folder: Path) -> "Compose":
     return Compose(program(), folder.resolve())
 
 
-def _up(options: argparse.Namespace) -> int:
+def _up(options: argparse.Namespace, changed: "Iterable[str]" = ()) -> int:
     from .passwords import loose  # noqa: PLC0415
     from .watch import start  # noqa: PLC0415
 
     compose = _compose(options.dir)
     if problems := loose(options.dir):
         raise ConfigError("\n  ".join(problems))
+    before = {service.name: service.identity for service in compose.services()} if changed else {}
     if not start(compose, options.timeout, _say):
         return 1
+    if stale := _stale(compose, before, changed):
+        _say(f"          restarted, since files that they read have changed: {', '.join(stale)}")
+        compose.run("restart", *stale, deadline=options.timeout)
+        if not start(compose, options.timeout, _say):
+            return 1
     services = compose.services()
     print(f"\n{len(services)} services are up")
     _print_pages(options.dir, services)
     return 0
+
+
+def _stale(compose: "Compose", before: "Mapping[str, str]", changed: "Iterable[str]") -> list[str]:
+    """Return the services that run as before and read what changed: Compose looks at its own file only."""
+    if not before:
+        return []
+    readers = compose.readers(changed)
+    return [
+        one.name
+        for one in compose.services()
+        if one.name in readers and one.state == "running" and before.get(one.name) == one.identity
+    ]
 
 
 def _say(line: str) -> None:
@@ -234,9 +252,11 @@ def _upgrade(options: argparse.Namespace) -> int:
 
     require(options.dir)
     before = version_of(options.dir)
-    _print_result(options.dir, init(options.dir))
+    result = init(options.dir)
+    _print_result(options.dir, result)
     print(f"version   {before or 'unknown'} -> {__version__}")
-    return 0 if options.no_start else _up(options)
+    changed = [one.path for one in result.files if one.outcome in {"new", "changed", "gone"}]
+    return 0 if options.no_start else _up(options, changed)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,8 @@ class Service:
     Attributes:
         state: created, running, restarting, exited ...
         health: starting, healthy, unhealthy; empty without a healthcheck.
+        container: its name.
+        identity: another one once Compose made the container anew.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Service:
     health: str
     exit_code: int
     container: str = ""
+    identity: str = ""
 
     @property
     def settled(self) -> bool:
@@ -111,6 +114,23 @@ class Compose:
             raise ConfigError(f"docker compose ps: {_last(said.stderr)}")
         return sorted((_service(one) for one in _documents(said.stdout)), key=lambda service: service.name)
 
+    def readers(self, changed: Iterable[str]) -> set[str]:
+        """Return the services that mount one of these files of the bundle; raises ConfigError when it cannot say."""
+        said = self.run("config", "--format", "json")
+        if said.returncode:
+            raise ConfigError(f"docker compose config: {_last(said.stderr)}")
+        files = [self.folder / path for path in changed]
+        return {
+            name
+            for name, service in json.loads(said.stdout)["services"].items()
+            for mount in service.get("volumes", [])
+            if mount["type"] == "bind" and any(self._holds(Path(mount["source"]), file) for file in files)
+        }
+
+    def _holds(self, mounted: Path, file: Path) -> bool:
+        """Whether a mount brings a file of ours; one of the whole machine, as node_exporter's, is not meant."""
+        return mounted.is_relative_to(self.folder) and file.is_relative_to(mounted)
+
     def stats(self, containers: Sequence[str], deadline: float = _STATS) -> str:
         """Return what `docker stats` says of containers, a line of JSON each; empty when it fails or is slow."""
         try:
@@ -135,8 +155,9 @@ def _documents(text: str) -> Sequence[Mapping[str, Any]]:
 
 def _service(one: Mapping[str, Any]) -> Service:
     return Service(
-        one["Service"], one["State"], one.get("Health", ""), int(one.get("ExitCode", 0)), one.get("Name", "")
-    )
+        one["Service"], one["State"], one.get("Health", ""), int(one.get("ExitCode", 0)), one.get("Name", ""),
+        one.get("ID", ""),
+    )  # fmt: skip
 
 
 def _last(text: str) -> str:

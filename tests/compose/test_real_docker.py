@@ -394,6 +394,18 @@ def test_status_and_logs_tell_of_the_running_bundle(bundle):
     assert "stand-in for grafana" in output
 
 
+def test_an_upgrade_takes_effect_in_what_reads_a_changed_file_and_leaves_the_rest_running(bundle):
+    before = {name: one["State"]["StartedAt"] for name, one in bundle.containers().items()}
+    sla = bundle.folder / "sla.yaml"
+    sla.write_text(sla.read_text().replace("ttft: 99% under 500ms", "ttft: 98% under 500ms"))
+    code, output = bundle.command("upgrade", "--timeout", "3m")
+    assert code == 0, output
+    after = {name: one["State"]["StartedAt"] for name, one in bundle.containers().items()}
+    assert {name for name in after if after[name] != before[name]} == {"prometheus"} | JOBS, output
+    assert "restarted, since files that they read have changed: prometheus" in output
+    assert "vector(0.98)" in bundle.get("http://prometheus:9090/api/v1/rules")
+
+
 # ---- faults ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", images.STAND_INS)
 def test_a_stand_in_refuses_what_its_program_could_not_live_with(bundle, name):
