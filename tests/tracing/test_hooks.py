@@ -11,7 +11,7 @@ from vllm_vitals.tracing import hooks, start
 from vllm_vitals.tracing.exchange import UNWANTED
 from vllm_vitals.tracing.hooks import HOOKS, mismatch
 from vllm_vitals.tracing.log_context import SERVED
-from vllm_vitals.tracing.timeline import Timeline
+from vllm_vitals.tracing.timeline import _FIELDS, Timeline, Times
 
 DATA = Path(__file__).parents[1] / "data/vllm-signatures.json"
 
@@ -49,10 +49,9 @@ def test_hook_fits(hook, version):
 @pytest.mark.parametrize("version", RELEASES)
 def test_what_is_read_of_vllms_objects_is_there(version):
     _, fields = RELEASES[version]
-    read = {"request_id", "request_index", "lora_name", "prompt_len", "num_cached_tokens", "max_tokens_param", "stats"}
+    read = {*_FIELDS, "parent_req", "stats"} - {"external_req_id"}
     assert read <= {*fields["RequestState"]}
-    times = {"arrival_time", "queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts", "num_generation_tokens"}
-    assert times <= {*fields["RequestStateStats"]}
+    assert {*Times._fields} <= {*fields["RequestStateStats"]}
     assert {"request_id", "sampling_params", "trace_headers"} <= {*fields["EngineCoreRequest"]}
     durations = {"e2e_latency", "queued_time", "inference_time", "decode_time", "num_generation_tokens"}
     assert durations | {"num_prompt_tokens", "finish_reason", "max_tokens_param"} <= {*fields["FinishedRequestStats"]}
