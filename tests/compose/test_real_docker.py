@@ -313,7 +313,10 @@ def test_a_real_vllms_spans_pass_the_running_bundle(bundle, tmp_path):
     receiver = Program(
         [*inside, sys.executable, "-c", RECEIVER, Path(__file__).parents[1], ADDRESSES["jaeger"]], tmp_path / "spans"
     )
-    to_collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{ADDRESSES['collector']}:4317"}
+    to_collector = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{ADDRESSES['collector']}:4317",
+        "VLLM_VITALS_TRACING_EXPORT": "process",
+    }
     server = TracedVllm(CACHE, environment=to_collector, inside=inside)
 
     def serves() -> bool:
