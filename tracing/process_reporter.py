@@ -288,6 +288,8 @@ class ProcessReporter:
     def _meet(self, pid: int) -> None:
         """Take note of the child's number, which it tells first."""
         self._child_pid = pid
+        if self._starter is not None:
+            self._starter.poll()  # it has forked and ended: leave no zombie
         with contextlib.suppress(OSError):  # gone again, or a kernel before 5.3
             self._child = os.pidfd_open(pid)
 
