@@ -112,9 +112,11 @@ class _Assembly:
         earlier = self.families.get(name)
         if earlier is None:
             self.families[name] = family
-        else:
-            self.conflicts += earlier.kind != family.kind
+        elif earlier.kind == family.kind:
             self._append(name, family.lines)
+        else:  # of another kind: its samples may have names that are not the earlier one's
+            self.conflicts += 1
+            self.strangers += [line + b"\n" for line in family.lines.split(b"\n") if line]
 
     def settle(self) -> None:
         """Bring samples that stood under another family's header, or under none, to their own family."""

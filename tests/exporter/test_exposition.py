@@ -315,6 +315,7 @@ lines = st.one_of(
 
 
 @settings(max_examples=400, deadline=None)
+@example(b'# TYPE a \x01\na_bucket{A=""}0\n# TYPE a histogram\na_bucket{A=""}0')
 @given(st.lists(lines, max_size=12).map(b"\n".join))
 @example(b'# TYPE a gauge\na{x="1\na{y="2"} 1\n')
 def test_whatever_comes_the_result_is_a_page_and_lines_are_counted(page):
