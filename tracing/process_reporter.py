@@ -263,8 +263,8 @@ class ProcessReporter:
         self._reap(time.monotonic())
         self._settle()
 
-    def _settle(self, deadline: float = float("inf")) -> None:
-        """Do what the child that is gone has not confirmed."""
+    def _settle(self) -> None:
+        """Do what the child that is gone has not confirmed; the backlog bounds how much that is."""
         frames, self._frames = self._frames, None
         left = [*self._unconfirmed, *(frames.backlog if frames is not None else ())]
         self._unconfirmed.clear()
@@ -275,9 +275,6 @@ class ProcessReporter:
         self._counted = (_sum(*self._counted), b"")
         for message in left:
             if message[:1] not in _REQUESTS:
-                continue
-            if time.monotonic() > deadline:
-                self._counters.add(REQUESTS_DROPPED)
                 continue
             exchange, timelines = unpacked(memoryview(message)[1:])
             if message[:1] == ALONE:

@@ -3,6 +3,7 @@
 import http.server
 import threading
 import time
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -35,7 +36,6 @@ def plugin(captured, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     metrics = RequestMetricsSink(["tiny"], GoodputSettings())
     page = MetricsPage(metrics.values, SelfMetrics(Counters(), {"mode": "own"}), lambda: {"cuda_oom": 1})
-    page.take = metrics.take
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -54,8 +54,7 @@ def plugin(captured, tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        page.address = f"127.0.0.1:{server.server_port}"
-        yield page
+        yield SimpleNamespace(address=f"127.0.0.1:{server.server_port}", take=metrics.take)
         server.shutdown()
 
 
