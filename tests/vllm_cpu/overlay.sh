@@ -3,7 +3,8 @@
 # What pip puts there lies in OVERLAY, so BASE stays a vLLM without the plugin. PACKAGE is installed editable.
 set -eu
 base=$1 overlay=$2 package=$3
-[ -x "$overlay/bin/python" ] || "$base/bin/python" -m venv "$overlay"
+# One whose making was interrupted has a Python without pip.
+"$overlay/bin/python" -c 'import pip' 2>/dev/null || "$base/bin/python" -m venv --clear "$overlay"
 site=$("$overlay/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 "$base/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$site/vllm-base.pth"
 {
