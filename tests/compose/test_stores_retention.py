@@ -235,9 +235,10 @@ def test_elasticsearch_away_is_told_once_and_the_work_is_done_when_it_is_back(se
     assert away["log.level"] == "error"
     assert f"no answer from http://127.0.0.1:{port}; tried again every 1 s" in away["message"]
     assert not program.healthy()
-    with serving(later, port):
+    with serving(later):  # where the program does not look: it must not find a store that is half filled
         set_up(later, secrets)
-        later.indices |= {log(1): index_of(1, 200 * MB), log(2): index_of(2, MB)}
+    later.indices |= {log(1): index_of(1, 200 * MB), log(2): index_of(2, MB)}
+    with serving(later, port):
         wait_for(program.healthy, "a look that succeeds")
         assert deleted(later)[0] == log(1)
         assert program.lines[-1]["message"] == "Elasticsearch answers again"
