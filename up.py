@@ -19,7 +19,7 @@ from .exporter.local_servers import find_local_servers
 from .exporter.scrape_listener import scrape_listener
 from .exporter.serve import running
 from .exporter.sidecar import Sidecar
-from .exporter.stopping import until_stopped
+from .exporter.stopping import forever, until_stopped
 from .older_state import take_over
 from .scalars import ConfigError
 from .state_folder import DEMO, REAL, StateError, StateFolder, default_folder, expanded, held
@@ -46,7 +46,7 @@ async def up(
     """
     promises = load(sla or DEFAULT)  # a wrong file is told before anything starts
 
-    async def work(stop: asyncio.Event) -> None:
+    async def work() -> None:
         async with contextlib.AsyncExitStack() as stack:
             folder = _hold(stack, state, REAL if play is None else DEMO) if with_prometheus else None
             if play is None:
@@ -68,9 +68,9 @@ async def up(
                     await _introduce(companions, f"{sla or 'the default ones'}")
                     say(f"data, logs    {folder.path}")
             say("Ctrl-C stops everything")
-            await stop.wait()
+            await forever()
 
-    await until_stopped(work, farewell=lambda: say("stopping ..."))
+    await until_stopped(work(), farewell=lambda: say("stopping ..."))
     return 0
 
 
@@ -81,7 +81,7 @@ async def demo(
     fleet = Fleet.build(play.scene, engines, gpus, seed, times=play.times)
     say(f"scene {play.scene}: {SCENES[play.scene].description}")
 
-    async def work(stop: asyncio.Event) -> None:
+    async def work() -> None:
         async with contextlib.AsyncExitStack() as stack:
             servers = DemoServers(fleet, base_port=base_port, speed=play.speed, when_over=partial(_say_over, play))
             stack.push_async_callback(servers.close)
@@ -92,9 +92,9 @@ async def demo(
                 url = await stack.enter_async_context(running(settings, _over(fleet, servers, settings, play.scene)))
                 say(f"live page  {url}/\nmetrics    {url}/metrics")
             say("Ctrl-C stops everything")
-            await stop.wait()
+            await forever()
 
-    await until_stopped(work, farewell=lambda: say("stopping ..."))
+    await until_stopped(work(), farewell=lambda: say("stopping ..."))
     return 0
 
 

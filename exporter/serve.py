@@ -1,6 +1,5 @@
 """Runs the sidecar behind its HTTP server until it is told to stop."""
 
-import asyncio
 import contextlib
 import gc
 import logging
@@ -11,7 +10,7 @@ from ..scalars import ConfigError
 from .http_server import HttpServer
 from .routes import Routes
 from .sidecar import Sidecar
-from .stopping import until_stopped
+from .stopping import forever, until_stopped
 from .web_config import WebConfig
 
 log = logging.getLogger("vllm_vitals")
@@ -47,10 +46,10 @@ async def running(settings: Settings, sidecar: Sidecar) -> AsyncIterator[str]:
 async def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; returns the exit code."""
 
-    async def work(stop: asyncio.Event) -> None:
+    async def work() -> None:
         async with running(settings, Sidecar(settings)) as url:
             announce(url)
-            await stop.wait()
+            await forever()
 
-    await until_stopped(work, farewell=lambda: log.info("stopping"))
+    await until_stopped(work(), farewell=lambda: log.info("stopping"))
     return 0

@@ -10,16 +10,14 @@ from ..terminal import settle
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-async def until_stopped(
-    work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], farewell: Callable[[], object]
-) -> None:
+async def until_stopped(work: Coroutine[Any, Any, None], farewell: Callable[[], object]) -> None:
     """Do the work until it is done or a signal comes; then let it end in good order.
 
     The first signal calls the farewell and cancels the work wherever it is, while it starts, too. Later ones change
     nothing: an orderly end that is interrupted leaves programs behind.
 
     Args:
-        work: is given the event that the signals set, to wait for at its end.
+        work: what ends, such as by `forever`, only when it is cancelled.
         farewell: says that we are stopping.
     """
     stop = asyncio.Event()
@@ -28,7 +26,7 @@ async def until_stopped(
     numbers = [each for each in _SIGNALS if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN]
     for number in numbers:
         loop.add_signal_handler(number, stop.set)
-    working, stopping = asyncio.create_task(work(stop)), asyncio.create_task(stop.wait())
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not working.done():
@@ -42,6 +40,11 @@ async def until_stopped(
         if stop.is_set():
             _ignore(loop, numbers)
         settle()
+
+
+async def forever() -> None:
+    """Wait to be cancelled. Not for the signals themselves: the cancellation would then hit what cleans up."""
+    await asyncio.Event().wait()
 
 
 def _ignore(loop: asyncio.AbstractEventLoop, numbers: list[signal.Signals]) -> None:

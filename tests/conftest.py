@@ -2,7 +2,7 @@ import signal
 
 from hypothesis import settings
 
-pytest_plugins = ["fake_nvml.fixtures", "support.fixtures"]
+pytest_plugins = ["fake_nvml.fixtures", "support.fixtures", "support.up"]
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")

@@ -4,7 +4,7 @@ import contextlib
 import os
 import pty
 import re
-import signal
+import select
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from .http import free_port, get
-from .programs import VITALS, Exporter, Program
+from .http import free_port
+from .programs import VITALS, Exporter
 from .waiting import wait_for
 
 
@@ -30,11 +30,9 @@ def started(up: Any) -> None:
 
 
 def companions(up: Any) -> dict[str, psutil.Process]:
-    """Return the children of `up` by their names."""
-    return {
-        child.name().removeprefix("prometheus-alert") and ("prometheus" if child.name() == "prometheus" else "alertmanager"): child
-        for child in psutil.Process(up.process.pid).children()
-    }
+    """Return the companions of `up` that run, by name."""
+    children = psutil.Process(up.process.pid).children()
+    return {"prometheus" if child.name() == "prometheus" else "alertmanager": child for child in children}
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def run_up(tmp_path: Path) -> Iterator[Callable[..., Exporter]]:
     yield run
     for up in runs:
         up.stop()
-        end_companions_of(tmp_path)
+    end_companions_of(tmp_path)
 
 
 def end_companions_of(folder: Path) -> None:
@@ -67,9 +65,10 @@ class Terminal:
     """Our command as the foreground job of a pseudo-terminal."""
 
     def __init__(self, *arguments: object, log: Path, before: Callable[[], None] | None = None):
-        self.master, slave = pty.openpty()
+        self._master, slave = pty.openpty()
         self.port = free_port()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_VITALS_")}
+
         def lead() -> None:
             os.setsid()
             os.close(os.open(os.ttyname(0), os.O_RDWR))  # the first terminal that a session's leader opens is its own
@@ -78,37 +77,60 @@ class Terminal:
 
         command = [str(each) for each in (VITALS, *arguments, "--listen", f"127.0.0.1:{self.port}")]
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=environment, cwd=log.parent, preexec_fn=lead
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            cwd=log.parent,
+            preexec_fn=lead,  # noqa: PLW1509  our reader's thread starts later
         )
         os.close(slave)
-        self._read: list[bytes] = []
-        self._reader = threading.Thread(target=self._drain, daemon=True)
+        self._log = log
+        log.touch()
+        self._open = True
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     @property
     def output(self) -> str:
-        return b"".join(self._read).decode(errors="replace")
+        return self._log.read_text(errors="replace")
 
     def type(self, keys: bytes) -> None:
-        os.write(self.master, keys)
+        os.write(self._master, keys)
 
     def close(self) -> None:
-        """Close the window."""
-        if self.master >= 0:
-            os.close(self.master)
-            self.master = -1
+        """Close the window: a program in the foreground gets SIGHUP, and whatever it writes fails."""
+        if self._open:
+            self._open = False
+            self._reader.join()
+            os.close(self._master)
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(30)
-            self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.terminate()
+            self.process.wait(30)
+        self.process.kill()
         self.process.wait(10)
         self.close()
-        self._reader.join(10)
 
-    def _drain(self) -> None:
-        with contextlib.suppress(OSError):
-            while data := os.read(self.master, 4096):
-                self._read.append(data)
+    def _read(self) -> None:
+        with self._log.open("ab", buffering=0) as log, contextlib.suppress(OSError):
+            while self._open:  # never blocked in read: closing would not be seen on the other side
+                if select.select([self._master], [], [], 0.05)[0]:
+                    log.write(os.read(self._master, 4096))
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Start a command on a terminal of its own."""
+    opened: list[Terminal] = []
+
+    def run(*arguments: object, before: Callable[[], None] | None = None) -> Terminal:
+        opened.append(Terminal(*arguments, log=tmp_path / f"terminal{len(opened)}.log", before=before))
+        return opened[-1]
+
+    yield run
+    for each in opened:
+        each.stop()
+    end_companions_of(tmp_path)
