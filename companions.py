@@ -17,7 +17,7 @@ from .alerts.build import generate
 from .alerts.sla import Sla
 from .companion_process import Command, CompanionProcess, fetch
 from .exporter.scrape_listener import ScrapeListener
-from .leftovers import end_leftovers, environment
+from .leftovers import end_leftovers, environment, users_of
 from .state_folder import StateFolder
 from .terminal import say
 
@@ -193,6 +193,10 @@ class Companions:
     async def _start(self, name: str, port: int, command: Callable[[str], Command]) -> str:
         """Return the URL once the program is ready, or an empty text with the reason in `missing`."""
         log = self._folder.path / f"{name}.log"
+        if others := await asyncio.to_thread(users_of, self._folder.path / name):
+            advice = f"not started: process {others[0]}, which `up` did not start, uses {self._folder.path / name}"
+            self.missing.append(Missing(name, advice))
+            return ""
         for _ in range(_PORTS_TRIED):
             address = f"127.0.0.1:{free_port(port)}"
             process = CompanionProcess(command(address), log, environment(self._folder.path), say)

@@ -6,6 +6,7 @@ one, nothing in it is written, removed or given another mode.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import pwd
@@ -170,4 +171,6 @@ def _cannot(path: Path, error: Exception) -> StateError:
     found, why = path, str(error)
     if isinstance(error, OSError):
         found, why = Path(error.filename or path), error.strerror or why
+        if error.errno == errno.EEXIST:
+            why = "it is not a folder"
     return StateError(f"expected a folder that can be written, found {found}: {why}. Name another one: --state DIR")

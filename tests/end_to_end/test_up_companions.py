@@ -70,7 +70,7 @@ def test_a_companion_that_cannot_start_again_is_given_up_with_its_last_words(run
     assert up.interrupt() == 0
 
 
-def test_a_prometheus_that_a_person_started_on_our_data_is_not_ended(run_up, tmp_path):
+def test_a_prometheus_that_a_person_started_on_our_data_is_not_ended_and_ours_stays_off_it(run_up, tmp_path):
     first = run_up("--demo")
     started(first)
     assert first.interrupt() == 0
@@ -88,8 +88,9 @@ def test_a_prometheus_that_a_person_started_on_our_data_is_not_ended(run_up, tmp
         up = run_up("--demo")
         started(up)
         assert theirs.process.poll() is None
-        assert "prometheus    did not start: " in up.output
-        assert "lock" in up.output
+        assert f"prometheus    not started: process {theirs.process.pid}, which `up` did not start" in up.output
+        assert up.interrupt() == 0
+        assert theirs.process.poll() is None
     finally:
         theirs.stop()
 

@@ -137,11 +137,11 @@ def test_data_of_an_older_release_stays_and_its_routes_go_on(run_up, tmp_path):
 @pytest.mark.parametrize(
     ("where", "why"),
     [
-        ("file", "File exists"),
+        ("file", "it is not a folder"),
         ("file/below", "Not a directory"),
         ("/proc/x", "No such file or directory"),
         ("x" * 300, "File name too long"),
-        ("loop", "symbolic links"),
+        ("loop", "it is not a folder"),
         ("~nobody-of-this-name/x", "home"),
     ],
 )
