@@ -85,7 +85,13 @@ async def demo(
         async with contextlib.AsyncExitStack() as stack:
             servers = DemoServers(fleet, base_port=base_port, speed=play.speed, when_over=partial(_say_over, play))
             stack.push_async_callback(servers.close)
-            await servers.start()
+            try:
+                await servers.start()
+            except (OSError, OverflowError) as error:  # the latter beyond 65535
+                last = base_port + len(fleet.servers) - 1
+                raise ConfigError(
+                    f"--base-port: expected ports {base_port} to {last} to be free, found: {error}"
+                ) from None
             for name, engine_url in servers.urls.items():
                 say(f"engine     {engine_url}/metrics  {name}")
             if not pages_only:

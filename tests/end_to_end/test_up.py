@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 
 import psutil
 from support.http import get
@@ -76,3 +77,14 @@ def test_a_prometheus_that_cannot_start_is_said_with_its_last_words(run_up, tmp_
     wait_for(lambda: "Ctrl-C" in up.output, "the start", seconds=60)
     assert "prometheus    did not start: " in up.output
     assert up.get("/metrics").status == 200
+
+
+def test_a_taken_port_of_the_demo_is_a_clear_error_with_exit_code_2(run_program):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        demo = run_program(VITALS, "demo", "--listen", "127.0.0.1:0", "--base-port", port)
+        assert demo.process.wait(30) == 2
+    assert f"--base-port: expected ports {port} to {port + 1} to be free, found" in demo.output
+    assert "Traceback" not in demo.output
