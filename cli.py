@@ -5,7 +5,6 @@ import asyncio
 import importlib.util
 import json
 import logging
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from .config import OPTIONS, Settings, load, unknown_variables
 from .dashboards.command import add_dashboards
 from .demo.scenes import SCENES, Play, Scene
 from .scalars import ConfigError
+from .terminal import say
 
 _SETTINGS_FILES: Final = ("vitals.yaml", "vitals.yml")
 
@@ -102,7 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--demo", action="store_true", help="simulated engines and GPUs: needs neither")
     _add_scene(up, SCENES)
     up.epilog = f"{_EXAMPLES['up']}\n\nscenes of --demo:\n" + _scene_lines(SCENES)
-    up.add_argument("--state", type=Path, metavar="DIR", help="where Prometheus and Alertmanager keep their data")
+    up.add_argument(
+        "--state",
+        type=_folder,
+        metavar="DIR",
+        help="where Prometheus and Alertmanager keep data, configuration and logs: in DIR/vllm-vitals-up, with --demo "
+        "in DIR/vllm-vitals-demo; nothing else in DIR is touched (default: $XDG_STATE_HOME/vllm-vitals, else "
+        "~/.local/state/vllm-vitals)",
+    )
     up.add_argument("--sla", type=Path, metavar="FILE", help="promises to watch (default: those of `rules build`)")
     up.add_argument("--no-prometheus", action="store_true", help="do not start Prometheus and Alertmanager")
 
@@ -211,6 +218,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _folder(text: str) -> Path:
+    if not text:  # an unset variable of a script must not mean the folder where it runs
+        raise argparse.ArgumentTypeError("expected a folder, found ''")
+    return Path(text)
+
+
 def _speed(text: str) -> float:
     try:
         speed = float(text)
@@ -240,7 +253,7 @@ def _exporter(options: argparse.Namespace) -> int:
 
 
 def _announce(url: str) -> None:
-    print(f"live page  {url}/\nmetrics    {url}/metrics", flush=True)
+    say(f"live page  {url}/\nmetrics    {url}/metrics")
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -248,8 +261,8 @@ def _up(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     play = _play(options) if options.demo else None
-    state = options.state or Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "vllm-vitals"
-    return asyncio.run(up(settings, play=play, state=state, with_prometheus=not options.no_prometheus, sla=options.sla))
+    with_prometheus = not options.no_prometheus
+    return asyncio.run(up(settings, play=play, state=options.state, with_prometheus=with_prometheus, sla=options.sla))
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -1,33 +1,36 @@
-"""Prometheus and Alertmanager beside the sidecar: started from PATH, on loopback, with their data in a state folder.
+"""Prometheus and Alertmanager beside the sidecar: found on PATH, configured, on loopback, with their data in a folder.
 
-They watch the promises of an SLA: its rules are written at each start. So is Alertmanager's configuration where the
-user named an SLA; without one it is written once and then the user's to change.
+They watch the promises of an SLA: its rules are written at each start. Alertmanager's configuration is written once and
+then the user's to change; where they named an SLA of their own, a second file follows that one and is used instead.
 """
 
 import asyncio
 import contextlib
 import json
-import os
 import shutil
-import signal
 import socket
-import urllib.error
-import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from .alerts.build import generate, write
+from .alerts.build import generate
 from .alerts.sla import Sla
+from .companion_process import Command, CompanionProcess, fetch
+from .exporter.scrape_listener import ScrapeListener
+from .leftovers import end_leftovers, environment, users_of
+from .state_folder import StateFolder
+from .terminal import say
 
-_STOP_SECONDS: Final = 10.0
-_START_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.2
+_PORTS_TRIED: Final = 3
+_TAKEN: Final = "address already in use"  # as Go says it
 PROMETHEUS: Final = ("prometheus",)
 ALERTMANAGER: Final = ("alertmanager", "prometheus-alertmanager")  # upstream's name and Debian's
 
-_PROMETHEUS_YML: Final = """\
-# Written by vllm-vitals at each start; changes are lost.
+_OURS: Final = "# Written by vllm-vitals at each start; changes are lost.\n"
+_PROMETHEUS_YML: Final = (
+    _OURS
+    + """\
 global:
   scrape_interval: 5s
   scrape_timeout: 4s
@@ -39,22 +42,21 @@ alerting:
         - targets: [{alertmanager}]
 scrape_configs:
   - job_name: vllm-vitals
-    scheme: {scheme}
-    tls_config:
-      insecure_skip_verify: true  # our own exporter over loopback; its certificate carries another name
-    static_configs:
-      - targets: ["{exporter}"]
+    authorization: &token
+      credentials_file: {token_file}
+    static_configs: &exporter  # its listener for this Prometheus alone; the instance is the one that you read
+      - targets: ["{listener}"]
+        labels: {{instance: "{exporter}"}}
   - job_name: vllm-vitals-requests
     metrics_path: /metrics/requests
-    scheme: {scheme}
-    tls_config:
-      insecure_skip_verify: true
-    static_configs:
-      - targets: ["{exporter}"]
+    authorization: *token
+    static_configs: *exporter
   - job_name: prometheus
     static_configs:
       - targets: ["{prometheus}"]
 """
+)
+_TOKEN_FILE: Final = "scrape-token"  # noqa: S105  a file's name
 
 
 class Missing(NamedTuple):
@@ -65,44 +67,51 @@ class Missing(NamedTuple):
 
 
 class Companions:
-    """Prometheus and Alertmanager as child processes; an async context manager.
+    """Prometheus and Alertmanager as child processes, those of them that are on PATH; an async context manager.
 
     Args:
-        state: the folder that is theirs.
-        exporter_url: what Prometheus scrapes.
+        folder: for their data; held by us.
+        exporter_url: the exporter as a person names it.
+        listener: what Prometheus scrapes of it.
         sla: the promises that are watched.
         own_sla: whether they are the user's, so that they say who hears of it.
 
     Attributes:
-        prometheus_url, alertmanager_url: where they answer; empty when not running.
+        prometheus_url, alertmanager_url: where they answer, new starts included; empty when they never ran.
+        routes: the file that says who hears of an alert.
         missing: what was not started, and why.
     """
 
-    def __init__(self, state: Path, exporter_url: str, sla: Sla, *, own_sla: bool = False) -> None:
-        self._state = state
+    def __init__(
+        self, folder: StateFolder, exporter_url: str, listener: ScrapeListener, sla: Sla, *, own_sla: bool = False
+    ) -> None:
+        self._folder = folder
         self._files = generate(sla)
         self._own_sla = own_sla
-        self._scheme, _, self._exporter = exporter_url.partition("://")
-        self._processes: list[tuple[str, asyncio.subprocess.Process]] = []
+        self._exporter = exporter_url.partition("://")[2]
+        self._listener = listener
+        self._processes: list[CompanionProcess] = []
         self.prometheus_url = ""
         self.alertmanager_url = ""
+        self.routes = Path()
         self.missing: list[Missing] = []
 
     async def __aenter__(self) -> Self:
-        self._state.mkdir(parents=True, exist_ok=True)
-        self._state.chmod(0o700)
-        alertmanager, prometheus = on_path(ALERTMANAGER), on_path(PROMETHEUS)
+        """Start them; raises StateError where the folder cannot be written."""
         try:
-            if alertmanager is None:
-                self.missing.append(
-                    Missing("alertmanager", "not on PATH (Debian: apt install prometheus-alertmanager)")
+            if left := await asyncio.to_thread(end_leftovers, self._folder.path):
+                say(f"data, logs    ended what an `up` that was killed left running: pid {', '.join(map(str, left))}")
+            if alertmanager := on_path(ALERTMANAGER):
+                self.routes = self._alertmanager_yml()
+                self.alertmanager_url = await self._start(
+                    "alertmanager", 9093, lambda address: self._alertmanager(alertmanager, address)
                 )
-            else:
-                self.alertmanager_url = await self._start_alertmanager(alertmanager)
-            if prometheus is None:
-                self.missing.append(Missing("prometheus", "not on PATH (Debian: apt install prometheus)"))
-            else:
-                self.prometheus_url = await self._start_prometheus(prometheus)
+            if prometheus := on_path(PROMETHEUS):
+                self._write_rules()
+                self._folder.write(_TOKEN_FILE, self._listener.token)
+                self.prometheus_url = await self._start(
+                    "prometheus", 9090, lambda address: self._prometheus(prometheus, address)
+                )
         except BaseException:
             await self._stop()
             raise
@@ -115,89 +124,107 @@ class Companions:
         """Return once Prometheus holds a sample of ours."""
         query = f"{self.prometheus_url}/api/v1/query?query=vllm_vitals_build_info"
         while True:
-            with contextlib.suppress(OSError, ValueError):
-                answer = json.loads(await asyncio.to_thread(_get, query))
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                answer = json.loads(await asyncio.to_thread(fetch, query))
                 if answer["data"]["result"]:
                     return
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _start_alertmanager(self, program: str) -> str:
-        config = self._state / "alertmanager.yml"
-        if self._own_sla or not config.exists():
-            config.write_text(self._files["alertmanager.yml"], encoding="utf-8")
-        address = f"127.0.0.1:{free_port(9093)}"
+    async def scrape_problem(self) -> str:
+        """Return what Prometheus says about its scrapes of us that fail."""
+        try:
+            answer = json.loads(await asyncio.to_thread(fetch, f"{self.prometheus_url}/api/v1/targets?state=active"))
+            targets = answer["data"]["activeTargets"]
+            errors = [each["lastError"] for each in targets if each["scrapePool"] == "vllm-vitals"]
+        except OSError as error:
+            return f"Prometheus does not answer: {error}"
+        except (ValueError, KeyError, TypeError):
+            return "Prometheus does not say why"
+        return next(filter(None, errors), "Prometheus has not tried yet")
+
+    def _alertmanager_yml(self) -> Path:
+        generated = self._files["alertmanager.yml"]
+        if self._own_sla:
+            return self._folder.write("alertmanager.sla.yml", _OURS + generated)
+        config = self._folder.path / "alertmanager.yml"
+        return config if config.exists() else self._folder.write(config.name, generated)
+
+    def _write_rules(self) -> None:
+        """Write the SLA's rules; of what else is there, only rules that were generated are removed."""
+        rules = {name: text for name, text in self._files.items() if name.endswith(".rules.yml")}
+        heading = next(iter(rules.values())).partition("\n")[0]
+        for path in (self._folder.path / "rules").glob("*.rules.yml"):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                if path.name not in rules and path.read_text(encoding="utf-8").startswith(heading):
+                    path.unlink()
+        for name, text in rules.items():
+            self._folder.write(f"rules/{name}", text)
+
+    def _alertmanager(self, program: str, address: str) -> Command:
         arguments = (
-            f"--config.file={config}",
-            f"--storage.path={self._state / 'alertmanager'}",
+            f"--config.file={self.routes}",
+            f"--storage.path={self._folder.path / 'alertmanager'}",
             f"--web.listen-address={address}",
             "--cluster.listen-address=",  # one of us needs no gossip, and no second port
             "--log.level=warn",
         )
-        return await self._start("alertmanager", program, arguments, address)
+        return Command("alertmanager", program, arguments, address)
 
-    async def _start_prometheus(self, program: str) -> str:
-        address = f"127.0.0.1:{free_port(9090)}"
-        config = self._state / "prometheus.yml"
+    def _prometheus(self, program: str, address: str) -> Command:
         alertmanager = self.alertmanager_url.removeprefix("http://")
         text = _PROMETHEUS_YML.format(
-            scheme=self._scheme,
             exporter=self._exporter,
+            listener=self._listener.address,
+            token_file=_TOKEN_FILE,
             prometheus=address,
             alertmanager=f'"{alertmanager}"' if alertmanager else "",
         )
-        config.write_text(text, encoding="utf-8")
-        rules = self._state / "rules"
-        shutil.rmtree(rules, ignore_errors=True)  # those of services that the SLA no longer has
-        write({name: text for name, text in self._files.items() if name.endswith(".rules.yml")}, rules)
         arguments = (
-            f"--config.file={config}",
+            f"--config.file={self._folder.write('prometheus.yml', text)}",
             "--enable-feature=exemplar-storage",
-            f"--storage.tsdb.path={self._state / 'prometheus'}",
+            f"--storage.tsdb.path={self._folder.path / 'prometheus'}",
             "--storage.tsdb.retention.time=45d",
             "--storage.tsdb.retention.size=2GB",
             f"--web.listen-address={address}",
             "--log.level=warn",
         )
-        return await self._start("prometheus", program, arguments, address)
+        return Command("prometheus", program, arguments, address)
 
-    async def _start(self, name: str, program: str, arguments: tuple[str, ...], address: str) -> str:
+    async def _start(self, name: str, port: int, command: Callable[[str], Command]) -> str:
         """Return the URL once the program is ready, or an empty text with the reason in `missing`."""
-        pid_file = self._state / f"{name}.pid"
-        _end_leftover(pid_file, f"{self._state}/")
-        log = self._state / f"{name}.log"
-        with log.open("wb") as stream:
-            process = await asyncio.create_subprocess_exec(
-                program,
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,  # Ctrl-C is ours to handle: the exporter goes last
-            )
-        self._processes.append((name, process))
-        pid_file.write_text(str(process.pid), encoding="ascii")
-        url = f"http://{address}"
-        deadline = asyncio.get_running_loop().time() + _START_SECONDS
-        while asyncio.get_running_loop().time() < deadline and process.returncode is None:
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(_get, f"{url}/-/ready")
-                return url
-            await asyncio.sleep(_POLL_SECONDS)
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        self.missing.append(Missing(name, f"did not start: {''.join(last) or 'no answer'} (see {log})"))
+        log = self._folder.path / f"{name}.log"
+        if others := await asyncio.to_thread(users_of, self._folder.path / name):
+            advice = f"not started: process {others[0]}, which `up` did not start, uses {self._folder.path / name}"
+            self.missing.append(Missing(name, advice))
+            return ""
+        for _ in range(_PORTS_TRIED):
+            address = f"127.0.0.1:{free_port(port)}"
+            process = CompanionProcess(command(address), log, environment(self._folder.path), say)
+            self._processes.append(process)
+            why = await process.start()
+            if not why:
+                process.watch()
+                return process.url
+            if _TAKEN not in process.output():  # between our look and its own somebody else can take the port
+                break
+        self.missing.append(Missing(name, f"did not start: {why} (see {log})"))
         return ""
 
     async def _stop(self) -> None:
-        for name, process in reversed(self._processes):
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-                try:
-                    await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
-            (self._state / f"{name}.pid").unlink(missing_ok=True)
+        for process in reversed(self._processes):
+            await process.stop()
+        with contextlib.suppress(OSError):
+            (self._folder.path / _TOKEN_FILE).unlink(missing_ok=True)
+
+
+def not_installed() -> list[Missing]:
+    """Return which of the programs are not on PATH, and how to get them."""
+    wanted = {"alertmanager": (ALERTMANAGER, "prometheus-alertmanager"), "prometheus": (PROMETHEUS, "prometheus")}
+    return [
+        Missing(name, f"not on PATH (Debian: apt install {package})")
+        for name, (programs, package) in wanted.items()
+        if on_path(programs) is None
+    ]
 
 
 def on_path(programs: Iterable[str]) -> str | None:
@@ -214,20 +241,3 @@ def free_port(preferred: int) -> int:
                 probe.bind(("127.0.0.1", port))
                 return int(probe.getsockname()[1])
     raise OSError("no free port on loopback")
-
-
-def _end_leftover(pid_file: Path, mark: str) -> None:
-    """End a program that an earlier run left behind (it was killed); it would hold the lock on the data."""
-    try:
-        pid = int(pid_file.read_text(encoding="ascii"))
-        if mark in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
-            os.kill(pid, signal.SIGTERM)
-    except (OSError, ValueError):
-        return
-
-
-def _get(url: str) -> bytes:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
-    with opener.open(url, timeout=2.0) as answer:
-        content: bytes = answer.read()
-        return content

@@ -1,10 +1,8 @@
 """Runs the sidecar behind its HTTP server until it is told to stop."""
 
-import asyncio
 import contextlib
 import gc
 import logging
-import signal
 from collections.abc import AsyncIterator, Callable
 
 from ..config import Settings
@@ -12,6 +10,7 @@ from ..scalars import ConfigError
 from .http_server import HttpServer
 from .routes import Routes
 from .sidecar import Sidecar
+from .stopping import forever, until_stopped
 from .web_config import WebConfig
 
 log = logging.getLogger("vllm_vitals")
@@ -45,19 +44,12 @@ async def running(settings: Settings, sidecar: Sidecar) -> AsyncIterator[str]:
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> int:
-    """Serve until SIGINT or SIGTERM; returns the exit code."""
-    stop = stop_signal()
-    async with running(settings, Sidecar(settings)) as url:
-        announce(url)
-        await stop.wait()
-        log.info("stopping")
+    """Serve until SIGINT, SIGTERM or SIGHUP; returns the exit code."""
+
+    async def work() -> None:
+        async with running(settings, Sidecar(settings)) as url:
+            announce(url)
+            await forever()
+
+    await until_stopped(work(), farewell=lambda: log.info("stopping"))
     return 0
-
-
-def stop_signal() -> asyncio.Event:
-    """Return an event that SIGINT and SIGTERM set."""
-    event = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, event.set)
-    return event

@@ -1,33 +1,14 @@
 """`vllm-vitals up` with real Prometheus and Alertmanager."""
 
 import os
-import re
 import signal
+import socket
 
 import psutil
-import pytest
 from support.http import get
-from support.programs import VITALS, Exporter, Program
+from support.programs import VITALS
+from support.up import url_of
 from support.waiting import wait_for
-
-
-@pytest.fixture
-def run_up(tmp_path):
-    started: list[Program] = []
-
-    def run(*arguments, env=None) -> Exporter:
-        log = tmp_path / f"up{len(started)}.log"
-        up = Exporter("--state", tmp_path / "state", "--host", "off", *arguments, log=log, env=env, command="up")
-        started.append(up)
-        return up
-
-    yield run
-    for up in started:
-        up.stop()
-
-
-def url_of(up: Exporter, name: str) -> str:
-    return re.search(rf"^{name} +(http://\S+)/$", up.output, re.MULTILINE)[1]
 
 
 def test_up_demo_ends_in_a_prometheus_that_holds_our_series_and_knows_its_alertmanager(run_up, tmp_path):
@@ -55,7 +36,7 @@ def test_up_demo_ends_in_a_prometheus_that_holds_our_series_and_knows_its_alertm
         } == {"127.0.0.1"}, "loopback only"
     assert up.interrupt() == 0, up.output
     assert not psutil.wait_procs(children, timeout=10)[1], "a child stayed behind"
-    assert not list((tmp_path / "state").glob("*.pid"))
+    assert not list((tmp_path / "state").rglob("scrape-token")), "the token lives as long as the process"
 
 
 def test_what_a_killed_up_left_behind_is_ended_and_its_data_used_again(run_up):
@@ -88,10 +69,22 @@ def test_a_taken_address_is_a_clear_error_with_exit_code_2(run_up, run_program):
 
 
 def test_a_prometheus_that_cannot_start_is_said_with_its_last_words(run_up, tmp_path):
-    state = tmp_path / "state"
-    (state / "prometheus").mkdir(parents=True)
-    (state / "prometheus/queries.active").mkdir()  # Prometheus wants a file there
+    data = tmp_path / "state/vllm-vitals-demo/prometheus"
+    data.mkdir(parents=True)
+    data.with_name("made-by-vllm-vitals").touch()
+    (data / "queries.active").mkdir()  # Prometheus wants a file there
     up = run_up("--demo")
     wait_for(lambda: "Ctrl-C" in up.output, "the start", seconds=60)
     assert "prometheus    did not start: " in up.output
     assert up.get("/metrics").status == 200
+
+
+def test_a_taken_port_of_the_demo_is_a_clear_error_with_exit_code_2(run_program):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        demo = run_program(VITALS, "demo", "--listen", "127.0.0.1:0", "--base-port", port)
+        assert demo.process.wait(30) == 2
+    assert f"--base-port: expected ports {port} to {port + 1} to be free, found" in demo.output
+    assert "Traceback" not in demo.output
