@@ -9,9 +9,10 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import __version__
 from .alerts.command import add_rules
@@ -20,6 +21,10 @@ from .config import OPTIONS, Settings, load, unknown_variables
 from .dashboards.command import add_dashboards
 from .demo.scenes import SCENES, Play, Scene
 from .scalars import ConfigError
+from .standard_output import with_standard_output
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _SETTINGS_FILES: Final = ("vitals.yaml", "vitals.yml")
 
@@ -59,9 +64,16 @@ The last line of the output is `head SEQ:HASH`. Noted in another place, it is wh
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong input."""
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong input, 141 nobody reads the output."""
+    return with_standard_output(partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as ended:  # --help, or wrong input: told already
+        return int(ended.code or 0)
     if options.command is None:
         parser.print_help()
         return 2
@@ -73,15 +85,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that does not lose its help silently: argparse's own swallows a failed write."""
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        (file or sys.stderr).write(message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="vllm-vitals",
         description="Watch vLLM engines and the GPUs they run on: one page of metrics, health, a live view.",
-        epilog="vllm-vitals COMMAND --help shows options and examples of a command.",
+        epilog="vllm-vitals COMMAND --help shows options and examples of a command. Exit codes: 0 done, 1 failed, 2 "
+        "wrong input, 130 Ctrl-C, 141 nobody reads the output any more (as after `| head`).",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 

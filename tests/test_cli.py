@@ -137,12 +137,77 @@ def test_it_starts_as_a_command_and_as_a_module(start, tmp_path):
     assert (done.returncode, done.stdout.split(",")[0]) == (0, f"vllm-vitals {__version__}")
 
 
-def test_output_into_a_closed_pipe_is_no_error(tmp_path):
+# --- where the words go -----------------------------------------------------------------------------------------------
+
+# Every command that ends by itself, --help of a command and of a sub-command, and wrong input.
+SHORT = (
+    ["--help"], [], ["version"], ["up", "--help"], ["rules", "simulate", "--help"], ["logging-config"],
+    ["doctor", "--gpus", "off"], ["rules", "explain"], ["rules", "build", "--print-default"], ["rules", "build"],
+    ["audit", "verify", "--help"], ["dashboards", "check"], ["bundle", "init", "a"], ["bundle", "kubernetes", "k"],
+)  # fmt: skip
+LONG = (["demo", "--base-port", "0", "--gpus", "off", "--pages-only"], ["exporter", "--gpus", "off", "--host", "off"],
+        ["up", "--demo", "--host", "off", "--no-prometheus"])  # fmt: skip
+WRONG = (["exportr"], ["exporter", "--listen", "x"], ["rules", "explain", "No"], ["bundle", "up", "--dir", "none"])
+
+
+def on(arguments, tmp_path, *, out, err=subprocess.PIPE, unbuffered=False):
+    """Run the real command; a None is a pipe whose reader has gone."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if unbuffered:
+        env["PYTHONUNBUFFERED"] = "1"
+    listen = ["--listen", f"127.0.0.1:{free_port()}"] if arguments in LONG else []
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        streams = [writing if stream is None else stream for stream in (out, err)]
+        return subprocess.run(
+            [VITALS, *arguments, *listen],
+            stdin=subprocess.DEVNULL, stdout=streams[0], stderr=streams[1], text=True, timeout=60, env=env, cwd=tmp_path
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("unbuffered", [False, True], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", [*SHORT, *LONG], ids=" ".join)
+def test_a_reader_that_has_gone_ends_it_quietly_with_141(arguments, unbuffered, tmp_path):
+    done = on(arguments, tmp_path, out=None, unbuffered=unbuffered)
+    words = [line for line in done.stderr.splitlines() if " INFO " not in line and " WARNING " not in line]
+    assert (done.returncode, words) == (141, [])
+
+
+@pytest.mark.parametrize("unbuffered", [False, True], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", [*SHORT, *LONG[:1]], ids=" ".join)
+def test_a_full_disk_is_one_line_and_exit_code_1(arguments, unbuffered, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = on(arguments, tmp_path, out=full, unbuffered=unbuffered)
+    said = "vllm-vitals: standard output: cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("unbuffered", [False, True], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_wrong_input_is_code_2_though_nobody_reads_the_error(arguments, unbuffered, tmp_path):
+    with open("/dev/full", "w") as full:
+        for err in (None, full):
+            done = on(arguments, tmp_path, out=subprocess.PIPE, err=err, unbuffered=unbuffered)
+            assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_standard_output_that_was_closed_before_the_start_is_told(tmp_path):
     done = subprocess.run(
-        f"'{VITALS}' doctor --gpus off | true", shell=True, capture_output=True, text=True, timeout=60, cwd=tmp_path
+        f"'{VITALS}' logging-config >&-", shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
-    assert "Traceback" not in done.stderr
-    assert "Exception" not in done.stderr
+    assert (done.returncode, done.stderr) == (
+        1, "vllm-vitals: standard output: cannot be written: Bad file descriptor\n",
+    )  # fmt: skip
+
+
+def test_a_character_that_the_terminal_lacks_is_no_crash(tmp_path):
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [VITALS, "rules", "explain", "No\u00e9"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, env=env)
+    assert (done.returncode, "No\\xe9" in done.stderr) == (2, True)
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------------
