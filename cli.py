@@ -20,6 +20,7 @@ from .compose.command import add_bundle
 from .config import OPTIONS, Settings, load, unknown_variables
 from .dashboards.command import add_dashboards
 from .demo.scenes import SCENES, Play, Scene
+from .invocation import as_called
 from .scalars import ConfigError
 from .standard_output import with_standard_output
 
@@ -81,14 +82,20 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         return run(options)
     except ConfigError as error:
-        print(f"vllm-vitals: {error}", file=sys.stderr)
+        print(f"vllm-vitals: {as_called(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that does not lose its help silently: argparse's own swallows a failed write."""
+    """A parser whose help can be pasted as it stands, and is not lost silently: argparse swallows a failed write."""
+
+    def format_help(self) -> str:
+        return as_called(super().format_help())
+
+    def format_usage(self) -> str:
+        return as_called(super().format_usage())
 
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
         (file or sys.stderr).write(message)
@@ -300,7 +307,7 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{finding.mark}  {finding.what:<{width}}  {finding.found}")
         if finding.advice:
-            print(f"   {'':<{width}}  -> {finding.advice}")
+            print(f"   {'':<{width}}  -> {as_called(finding.advice)}")
     return 0 if all(finding.ok for finding in findings) else 1
 
 

@@ -20,6 +20,7 @@ from .exporter.local_servers import find_local_servers
 from .exporter.page_client import FetchError, PageClient
 from .exporter.web_config import WebConfig
 from .finding import Finding
+from .installation import install_command
 from .scalars import ConfigError
 
 _NVML_SECONDS: Final = 20.0  # the first call without persistence mode takes seconds
@@ -74,7 +75,7 @@ async def examine_engine_environment(python: str) -> list[Finding]:
         pass
     last = errors.decode(errors="replace").strip().rpartition("\n")[2]
     if "No module named" in last and "vllm_vitals" in last:
-        advice = f"{path} -m pip install 'vllm-vitals[tracing]'"
+        advice = install_command("tracing", python=path)
         return [Finding("problem", "Plugin", f"vllm-vitals is not installed for {path}", advice)]
     return [Finding("problem", "vLLM's Python", last or f"{path} ended with {process.returncode} and said nothing")]
 

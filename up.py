@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from .alerts.runbooks import runbooks
 from .alerts.sla import DEFAULT, load
 from .companions import Companions, Missing
 from .config import EngineSettings, Settings
@@ -40,12 +41,14 @@ async def up(settings: Settings, *, play: Play | None, state: Path, with_prometh
             sidecar = _real(settings)
         else:
             sidecar = await stack.enter_async_context(_simulated(settings, play))
-        url = await stack.enter_async_context(running(settings, sidecar))
+        url = await stack.enter_async_context(running(settings, sidecar, runbooks(promises)))
         await _wait(stop, sidecar.ready.wait(), _FIRST_LOOK_SECONDS)
         _describe(sidecar)
         print(f"live page     {url}/\nmetrics       {url}/metrics", flush=True)
         if with_prometheus:
-            companions = await stack.enter_async_context(Companions(state, url, promises, own_sla=sla is not None))
+            companions = await stack.enter_async_context(
+                Companions(state, url, promises.with_exporter(url), own_sla=sla is not None)
+            )
             for missing in companions.missing:
                 _explain(missing)
             if companions.prometheus_url:

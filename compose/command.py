@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _EXAMPLES: Final = {
     "bundle": """examples:
-  vllm-vitals bundle init vitals --profile metrics   write it, with fresh secrets
-  vllm-vitals bundle up --dir vitals                 start it, wait until it is healthy, print the addresses
+  vllm-vitals bundle init bundle --profile metrics   write it, with fresh secrets
+  vllm-vitals bundle up --dir bundle                 start it, wait until it is healthy, print the addresses
   vllm-vitals bundle COMMAND --help                  more of each command
 
 Exit code: 0 done, 1 failed, 2 wrong input.""",
@@ -26,32 +26,32 @@ Exit code: 0 done, 1 failed, 2 wrong input.""",
   vllm-vitals bundle kubernetes manifests            then: kubectl apply --server-side -k manifests/overlays/example
   vllm-vitals bundle kubernetes manifests --sla sla.yaml""",
     "init": """examples:
-  vllm-vitals bundle init vitals                     metrics: Prometheus, Alertmanager, Grafana, exporter
-  vllm-vitals bundle init vitals --profile demo      simulated engines and GPUs: needs neither
-  vllm-vitals bundle init vitals --profile all --sla sla.yaml --engine llama=http://host.docker.internal:8000
+  vllm-vitals bundle init bundle                     metrics: Prometheus, Alertmanager, Grafana, exporter
+  vllm-vitals bundle init bundle --profile demo      simulated engines and GPUs: needs neither
+  vllm-vitals bundle init bundle --profile all --sla sla.yaml --engine llama=http://host.docker.internal:8000
 
 What is there already is kept where it is yours to edit (.env, sla.yaml, exporter/vitals.yaml, prometheus/targets,
 secrets); any other file that differs is kept as FILE.bak-TIME.""",
     "up": """examples:
-  vllm-vitals bundle up --dir vitals
-  vllm-vitals bundle up --dir vitals --timeout 30m   images are fetched and built within it, too""",
+  vllm-vitals bundle up --dir bundle
+  vllm-vitals bundle up --dir bundle --timeout 30m   images are fetched and built within it, too""",
     "down": """example:
-  vllm-vitals bundle down --dir vitals               data stays; `docker compose down --volumes` there removes it""",
+  vllm-vitals bundle down --dir bundle               data stays; `docker compose down --volumes` there removes it""",
     "status": """example:
-  vllm-vitals bundle status --dir vitals             exit code 1 when a service is not healthy""",
+  vllm-vitals bundle status --dir bundle             exit code 1 when a service is not healthy""",
     "logs": """examples:
-  vllm-vitals bundle logs --dir vitals prometheus
-  vllm-vitals bundle logs --dir vitals --follow --tail 20 exporter grafana""",
+  vllm-vitals bundle logs --dir bundle prometheus
+  vllm-vitals bundle logs --dir bundle --follow --tail 20 exporter grafana""",
     "upgrade": """examples:
-  pip install --upgrade vllm-vitals && vllm-vitals bundle upgrade --dir vitals
-  vllm-vitals bundle upgrade --dir vitals --no-start
+  pip install --upgrade /path/to/vllm-vitals && vllm-vitals bundle upgrade --dir bundle
+  vllm-vitals bundle upgrade --dir bundle --no-start
 
 Data, secrets and what you set in .env stay. What you changed and we have to replace is kept as FILE.bak-TIME.""",
     "check": """example:
-  vllm-vitals bundle check --dir vitals              nothing is started; promtool and amtool are used when on PATH""",
+  vllm-vitals bundle check --dir bundle              nothing is started; promtool and amtool are used when on PATH""",
     "smoke": """examples:
-  vllm-vitals bundle smoke --dir vitals              with the profiles all,vllm
-  vllm-vitals bundle smoke --dir vitals --engine http://127.0.0.1:8001""",
+  vllm-vitals bundle smoke --dir bundle              with the profiles all,vllm
+  vllm-vitals bundle smoke --dir bundle --engine http://127.0.0.1:8001""",
 }
 
 
