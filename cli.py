@@ -176,7 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     check = audits.add_parser(
         "verify",
         help="find edited, removed, re-ordered and truncated records",
-        description="Find edited, removed, re-ordered and truncated records. Exit code: 0 intact, 1 not, 2 bad input.",
+        description="Find edited, removed, re-ordered and truncated records. Exit code: 0 intact, 1 not (an "
+        "empty file proves nothing: 1), 2 bad input.",
         epilog=_EXAMPLES["audit verify"],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -342,8 +343,7 @@ def _audit(options: argparse.Namespace) -> int:
             raise ConfigError(f"expected a readable file, found {error.filename}: {error.strerror}") from None
         for line in (*report.notes, *report.problems):
             print(line)
-        verdict = "intact" if report.intact else f"BROKEN ({len(report.problems)} problems)"
-        print(f"{files[-1]}: {verdict}, {report.records} good records in {len(files)} files")
+        print(f"{files[-1]}: {report.verdict}, {report.records} good records in {len(files)} files")
         if report.first is not None and report.head is not None:
             print(f"first seq {report.first.seq}\nhead {report.head}")
         intact = intact and report.intact

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from support.certificates import Authority
 from support.faulty_server import FaultyServer, page, status
 from support.http import free_port
-from support.programs import VITALS
+from support.programs import VITALS, Exporter
+from support.waiting import wait_for
 from vllm_vitals import __version__
 from vllm_vitals.config import OPTIONS
 from vllm_vitals.demo.scenes import SCENES
@@ -121,8 +123,6 @@ def test_a_variable_is_named_when_it_is_wrong(command, monkeypatch):
 
 
 def test_a_misspelt_variable_is_said_in_the_log(run_program, tmp_path):
-    from support.waiting import wait_for
-
     env = {"PATH": os.environ["PATH"], "VLLM_VITALS_LISTN": "x"}
     program = run_program(
         VITALS, "exporter", "--listen", f"127.0.0.1:{free_port()}", "--gpus", "off", "--host", "off", env=env
@@ -249,7 +249,9 @@ def test_doctor_says_what_to_do_about_a_dead_engine(doctor):
     ("behaviour", "words"),
     [
         (status(401), "set bearer_token_file or basic_auth"),
-        (status(500), "unless a proxy in front hides it"),
+        (status(500), "the server, or a proxy in front of it, fails: look at its log"),
+        (status(404), "unless a proxy in front hides it"),
+        (page(b'# HELP a A.\nvllm_vitals_build_info{version="0"} 1\n'), "name vLLM's own address instead"),
         (status(302, "location: /x"), "name the final address"),
         (page(b"<html>\n", "text/html"), "the address must be the server's own"),
         (page(b"# TYPE go_threads gauge\ngo_threads 7\n"), "without --disable-log-stats"),
@@ -260,6 +262,55 @@ def test_doctor_has_advice_for_every_failure(doctor, behaviour, words):
         code, out = doctor("--engine", f"{server.url}/x")
     assert code == 1
     assert words in out
+
+
+def test_an_https_address_of_a_server_without_tls_is_to_be_http(doctor):
+    with FaultyServer(x=page(PAGE)) as server:
+        address = server.url.removeprefix("http://")
+        code, out = doctor("--engine", f"https://{address}")
+    assert code == 1
+    assert f"-> the server speaks no TLS there: write http://{address}\n" in out
+    assert "ca_file" not in out
+
+
+def test_a_certificate_is_told_apart_from_a_missing_one(doctor, tmp_path):
+    certificate, key = Authority(tmp_path / "ca").issue("server", "127.0.0.1")
+    (tmp_path / "web.yml").write_text(f"tls_server_config: {{cert_file: {certificate}, key_file: {key}}}\n")
+    exporter = Exporter("--web.config.file", "web.yml", "--gpus", "off", "--host", "off", log=tmp_path / "exporter.log")
+    try:
+        wait_for(lambda: "live page" in exporter.output, "the exporter")
+        _, out = doctor("--engine", exporter.url.replace("http://", "https://"))
+        assert "-> set tls.ca_file for this engine in vitals.yaml" in out
+        _, out = doctor("--engine", exporter.url)
+        assert "a server that only speaks TLS" in out or "write https:// for a server that speaks TLS" in out
+    finally:
+        exporter.stop()
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "settings", "words"),
+    [
+        ("tls", "[SSL: CERTIFICATE_VERIFY_FAILED] ...: Hostname mismatch, ...", {}, "tls.server_name"),
+        ("tls", "[SSL: CERTIFICATE_VERIFY_FAILED] ...: certificate has expired", {}, "renew the server's certificate"),
+        ("tls", "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] ...", {}, "tls.cert_file and tls.key_file"),
+        ("tls", "[SSL: SOMETHING_NEW]", {}, "openssl s_client -connect a:1"),
+        ("closed", "", {}, "a port that speaks no TLS"),
+        ("protocol", "", {}, "correct the port"),
+        ("unauthorized", "HTTP 401", {"bearer_token_env": "X"}, "refuses the credentials"),
+        ("http_status", "HTTP 404", {"metrics_path": "/x"}, "metrics_path"),
+    ],
+)
+def test_advice_fits_what_the_settings_say_already(reason, detail, settings, words):
+    from vllm_vitals.config import EngineSettings
+    from vllm_vitals.doctor import _fetch_advice
+    from vllm_vitals.exporter.page_client import FetchError
+
+    assert words in _fetch_advice(FetchError(reason, detail), EngineSettings("https://a:1", **settings), "/metrics")
+
+
+def test_an_address_of_another_machine_is_no_exporter_of_ours(command):
+    _, out, _ = command("doctor", "--gpus", "off", "--host", "off", "--listen", "192.0.2.1:9836")
+    assert "-> name an address of this machine with --listen" in out
 
 
 def test_every_reason_has_advice():
