@@ -15,7 +15,7 @@ from ..alerts.runbooks import runbooks
 from ..alerts.sla import DEFAULT, DEFAULT_RUNBOOKS, Sla, load
 from ..installation import install_command
 from ..scalars import ConfigError
-from . import env_file
+from . import env_file, folder_docs
 from .passwords import make_missing
 from .source_archive import archive
 
@@ -85,6 +85,8 @@ def init(folder: Path, *, profiles: Sequence[str] = (), engines: Sequence[str] =
         ConfigError: a wrong profile or SLA, or a folder that cannot be written.
     """
     _refuse_unknown(profiles)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"DIR: expected a new folder or one with a bundle, found the file {folder}; name another one")
     promised = sla or (folder / "sla.yaml" if (folder / "sla.yaml").is_file() else DEFAULT)
     promises = load(promised)
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -99,7 +101,9 @@ def init(folder: Path, *, profiles: Sequence[str] = (), engines: Sequence[str] =
             File("sla.yaml", promised.read_bytes(), yours=sla is None),
             *_exporter_settings(engines, chosen),
             *_rules(promises),
-            *(File(f"runbooks/{name}", text.encode()) for name, text in runbooks(promises).items()),
+            *(File(f"docs/runbooks/{name}", text.encode()) for name, text in runbooks(promises).items()),
+            *(File(name, content) for name, content in folder_docs.pages()),
+            File("README.md", folder_docs.readme().encode(), yours=_is_another(folder / "README.md")),
             *_targets(chosen),
             *dashboards,
             File("exporter/source.tar.gz", archive()),
@@ -109,7 +113,7 @@ def init(folder: Path, *, profiles: Sequence[str] = (), engines: Sequence[str] =
         written = [_write(folder, file, stamp) for file in _last_wins(files)]
         written += _put_away(folder, "prometheus/rules/*.rules.yml", files, stamp)
         written += _put_away(folder, "grafana/dashboards/*.json", files, stamp)
-        for one in ("tls", "grafana/dashboards", "prometheus/rules", "prometheus/targets", "runbooks"):
+        for one in ("tls", "grafana/dashboards", "prometheus/rules", "prometheus/targets", "docs/runbooks"):
             _open_folder(folder, folder / one)
         made = make_missing(folder)
     except OSError as error:
@@ -215,6 +219,12 @@ def _dashboards(sla: Sla, *, default: bool) -> tuple[list[File], list[str]]:
                 "then bundle init again"
             )
     return [File(f"grafana/dashboards/{name}", text.encode()) for name, text in texts.items()], notes
+
+
+def _is_another(readme: Path) -> bool:
+    """Whether a README is somebody else's: init may be run in a folder that has one."""
+    begins = folder_docs.README_BEGINS.encode()
+    return readme.is_file() and not readme.read_bytes().startswith(begins)
 
 
 def _same(one: Path, other: Path) -> bool:
