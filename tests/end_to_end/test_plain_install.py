@@ -62,6 +62,18 @@ def leaves(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Itera
         yield " ".join(path)
 
 
+def succeed(*command: object) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def package_files(plain: Path) -> dict[Path, int]:
+    """Return what is installed with the time of its last change, without the interpreter's caches."""
+    package = next(plain.parents[1].glob("lib/python*/site-packages/vllm_vitals"))
+    files = (path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory) -> Path:
     """The command in a fresh environment that holds our wheel and what it depends on."""
@@ -79,16 +91,9 @@ def plain(tmp_path_factory) -> Path:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
     pip = [folder / "v/bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    for command in (
-        [sys.executable, "-m", "venv", folder / "v"],
-        [*pip, "wheel", "--no-deps", "--wheel-dir", folder, source],
-        [*pip, "install", next],
-    ):
-        wheel = [*folder.glob("*.whl")]
-        done = subprocess.run(
-            [wheel[0] if part is next else part for part in command], capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
+    succeed(sys.executable, "-m", "venv", folder / "v")
+    succeed(*pip, "wheel", "--no-deps", "--wheel-dir", folder, source)
+    succeed(*pip, "install", *folder.glob("*.whl"))
     return folder / "v/bin/vllm-vitals"
 
 
@@ -126,9 +131,7 @@ def test_its_help_comes(plain, empty, name):
 @pytest.mark.parametrize("name", ENDS)
 def test_it_works_or_says_in_one_line_what_to_install(plain, empty, name):
     arguments, codes, words = ENDS[name]
-    before = {
-        path: path.stat().st_mtime_ns for path in plain.parents[1].rglob("vllm_vitals/**/*") if path.suffix != ".pyc"
-    }
+    before = package_files(plain)
     done = run(plain, empty, f"{name} {arguments}")
     said = done.stdout + done.stderr
     assert "Traceback" not in said
@@ -138,11 +141,7 @@ def test_it_works_or_says_in_one_line_what_to_install(plain, empty, name):
         assert (done.stdout, done.stderr.count("\n")) == ("", 1)
         assert done.stderr.endswith(f"{plain.with_name('python')} -m pip install '{wheel}[{NEEDS[name]}]'\n")
         assert not [path for path in (empty / "made", empty / "a.png") if path.exists()]
-    after = {
-        path: path.stat().st_mtime_ns for path in plain.parents[1].rglob("vllm_vitals/**/*") if path.suffix != ".pyc"
-    }
-    after = {path: at for path, at in after.items() if path.name != "__pycache__"}
-    assert after == {path: at for path, at in before.items() if path.name != "__pycache__"}, "it wrote into the package"
+    assert package_files(plain) == before, "it wrote into the package"
 
 
 def test_what_the_redirection_gets_is_what_vllm_can_read(plain, empty):
