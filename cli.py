@@ -8,9 +8,10 @@ import logging
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import __version__
 from .alerts.command import add_rules
@@ -18,8 +19,12 @@ from .compose.command import add_bundle
 from .config import OPTIONS, Settings, load, unknown_variables
 from .dashboards.command import add_dashboards
 from .demo.scenes import SCENES, Play, Scene
+from .invocation import as_called
 from .scalars import ConfigError
-from .terminal import say
+from .standard_output import say, with_standard_output
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _SETTINGS_FILES: Final = ("vitals.yaml", "vitals.yml")
 
@@ -59,9 +64,16 @@ The last line of the output is `head SEQ:HASH`. Noted in another place, it is wh
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong input."""
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong input, 141 nobody reads the output."""
+    return with_standard_output(partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as ended:  # --help, or wrong input: told already
+        return int(ended.code or 0)
     if options.command is None:
         parser.print_help()
         return 2
@@ -69,19 +81,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except ConfigError as error:
-        print(f"vllm-vitals: {error}", file=sys.stderr)
+        print(f"vllm-vitals: {as_called(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help can be pasted as it stands, and is not lost silently: argparse swallows a failed write."""
+
+    def format_help(self) -> str:
+        return as_called(super().format_help())
+
+    def format_usage(self) -> str:
+        return as_called(super().format_usage())
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        (file or sys.stderr).write(message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="vllm-vitals",
         description="Watch vLLM engines and the GPUs they run on: one page of metrics, health, a live view.",
-        epilog="vllm-vitals COMMAND --help shows options and examples of a command.",
+        epilog="vllm-vitals COMMAND --help shows options and examples of a command. Exit codes: 0 done, 1 failed, 2 "
+        "wrong input, 130 Ctrl-C, 141 nobody reads the output any more (as after `| head`; what watches goes on).",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
@@ -158,7 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     check = audits.add_parser(
         "verify",
         help="find edited, removed, re-ordered and truncated records",
-        description="Find edited, removed, re-ordered and truncated records. Exit code: 0 intact, 1 not, 2 bad input.",
+        description="Find edited, removed, re-ordered and truncated records. Exit code: 0 intact, 1 not (an "
+        "empty file proves nothing: 1), 2 bad input.",
         epilog=_EXAMPLES["audit verify"],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -295,7 +320,7 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{finding.mark}  {finding.what:<{width}}  {finding.found}")
         if finding.advice:
-            print(f"   {'':<{width}}  -> {finding.advice}")
+            print(f"   {'':<{width}}  -> {as_called(finding.advice)}")
     return 0 if all(finding.ok for finding in findings) else 1
 
 
@@ -330,8 +355,7 @@ def _audit(options: argparse.Namespace) -> int:
             raise ConfigError(f"expected a readable file, found {error.filename}: {error.strerror}") from None
         for line in (*report.notes, *report.problems):
             print(line)
-        verdict = "intact" if report.intact else f"BROKEN ({len(report.problems)} problems)"
-        print(f"{files[-1]}: {verdict}, {report.records} good records in {len(files)} files")
+        print(f"{files[-1]}: {report.verdict}, {report.records} good records in {len(files)} files")
         if report.first is not None and report.head is not None:
             print(f"first seq {report.first.seq}\nhead {report.head}")
         intact = intact and report.intact

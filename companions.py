@@ -18,8 +18,8 @@ from .alerts.sla import Sla
 from .companion_process import Command, CompanionProcess, fetch
 from .exporter.scrape_listener import ScrapeListener
 from .leftovers import end_leftovers, environment, users_of
+from .standard_output import say
 from .state_folder import StateFolder
-from .terminal import say
 
 _POLL_SECONDS: Final = 0.2
 _PORTS_TRIED: Final = 3

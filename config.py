@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 
+from .invocation import COMMAND_VARIABLE
 from .scalars import Address, ConfigError, Port, Ratio, Seconds, read_scalar
 from .tracing_settings import CONFIG_VARIABLE, TRACING_VARIABLES, TracingSettings
 from .typed_yaml import check_distinct, check_least, from_node, read_yaml, without_none
@@ -164,6 +165,7 @@ class Settings:
 
     listen: Address = Address("127.0.0.1", 9836)
     web_config_file: Path | None = None
+    runbooks: Path | None = None  # a folder that `rules build --runbooks` wrote; else those of the default promises
     engines: tuple[EngineSettings, ...] = ()
     discovery: Discovery = Discovery()
     raw_names: bool = False
@@ -197,6 +199,7 @@ OPTIONS: Final = (
     Option("--engine", "engines", "[NAME=]URL", "an inference server; repeat it, or separate several by commas in the variable"),
     Option("--listen", "listen", "HOST:PORT", "address of the exporter (default 127.0.0.1:9836)"),
     Option("--web.config.file", "web_config_file", "FILE", "TLS and basic auth, in the format of Prometheus' exporter-toolkit"),
+    Option("--runbooks", "runbooks", "DIR", "pages of `rules build --runbooks`, served at /docs/runbooks/ (default: those of the default promises)"),
     Option("--raw-names", "raw_names", "", "also keep renamed families under the names the engine uses"),
     Option("--scrape-timeout", "scrape_timeout", "TIME", "deadline for engines when the scraper sends none (default 5s)"),
     Option("--sample-interval", "sample_interval", "TIME", "how often the live page and health look at the engines (default 5s)"),
@@ -249,7 +252,7 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
 
     Not an error: Kubernetes makes variables such as VLLM_VITALS_SERVICE_HOST for a service of that name.
     """
-    known = [*(option.variable for option in OPTIONS), *TRACING_VARIABLES, CONFIG_VARIABLE]
+    known = [*(option.variable for option in OPTIONS), *TRACING_VARIABLES, CONFIG_VARIABLE, COMMAND_VARIABLE]
     found = [name for name in environ if name.startswith("VLLM_VITALS_") and name not in known]
     near = [(name, difflib.get_close_matches(name, known, n=1, cutoff=0.85)) for name in found]
     return [f"{name} is not known, did you mean {match[0]}?" for name, match in near if match]

@@ -1,6 +1,7 @@
 """`vllm-vitals doctor`: looks at this machine as the sidecar would, says what is missing and what to do."""
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from .exporter.local_servers import find_local_servers
 from .exporter.page_client import FetchError, PageClient
 from .exporter.web_config import WebConfig
 from .finding import Finding
+from .installation import install_command
 from .scalars import ConfigError
 
 _NVML_SECONDS: Final = 20.0  # the first call without persistence mode takes seconds
@@ -30,7 +32,7 @@ _TRACING_INFO: Final = re.compile(rb"^vllm_vitals_tracing_info\{([^}]*)\}", re.M
 _NVML_ADVICE: Final = {
     "no_library": "install the NVIDIA driver; in a container: nvidia runtime and NVIDIA_DRIVER_CAPABILITIES=utility",
     "no_driver": "load the driver: modprobe nvidia, then nvidia-smi must answer",
-    "no_gpus": "in a container set NVIDIA_VISIBLE_DEVICES=all or the devices to watch",
+    "no_gpus": "in a container set NVIDIA_VISIBLE_DEVICES=all or the devices to watch; else look at nvidia-smi -L",
     "no_permission": "this user needs read and write access to /dev/nvidiactl and /dev/nvidia*",
     "version_mismatch": "the driver was upgraded underneath: reboot, or reload the nvidia modules",
     "hang": "the driver does not answer, nvidia-smi will not either; enable persistence mode, look at dmesg for XIDs",
@@ -39,17 +41,22 @@ _FETCH_ADVICE: Final = {
     "refused": "start the server, or correct the address",
     "timeout": "the server is overloaded or hangs; try: curl -m 5 {url}",
     "dns": "correct the host name",
-    "tls": "set tls.ca_file (or tls.server_name) for this engine",
+    "tls": "look at the server's certificate: openssl s_client -connect {address}",
     "unauthorized": "set bearer_token_file or basic_auth for this engine",
     "redirect": "name the final address; credentials must not follow redirects",
     "not_metrics": "the address must be the server's own, such as http://127.0.0.1:8000",
-    "http_status": "vLLM serves /metrics unless a proxy in front hides it",
+    "http_status": "vLLM serves /metrics unless a proxy in front hides it; try: curl -i {url}",
     "network": "no way to that address from here: look at routes, firewalls and network policies",
     "closed": "something hung up: a proxy without a server behind it, or a server that only speaks TLS",
     "truncated": "the server died while it answered, or a proxy cut it off; try: curl {url}",
     "protocol": "that is no HTTP: correct the port, or write https:// for a server that speaks TLS",
     "too_large": "raise max_page_bytes if this is a page of metrics",
     "credentials": "let the user that runs this read the file, and put one line into it",
+}
+
+_LISTEN_ADVICE: Final = {
+    errno.EADDRINUSE: "an exporter may run already; else choose another address with --listen",
+    errno.EACCES: "ports below 1024 need root: choose another one with --listen",
 }
 
 
@@ -74,7 +81,7 @@ async def examine_engine_environment(python: str) -> list[Finding]:
         pass
     last = errors.decode(errors="replace").strip().rpartition("\n")[2]
     if "No module named" in last and "vllm_vitals" in last:
-        advice = f"{path} -m pip install 'vllm-vitals[tracing]'"
+        advice = install_command("tracing", python=path)
         return [Finding("problem", "Plugin", f"vllm-vitals is not installed for {path}", advice)]
     return [Finding("problem", "vLLM's Python", last or f"{path} ended with {process.returncode} and said nothing")]
 
@@ -129,11 +136,12 @@ async def _engine(engine: EngineSettings, settings: Settings) -> Finding:
     try:
         page = await client.metrics(_FETCH_SECONDS)
     except FetchError as error:
-        parts = urlsplit(engine.url)
-        advice = _FETCH_ADVICE.get(error.reason, "").format(url=f"{parts.scheme}://{parts.netloc}{client.metrics_path}")
+        advice = _fetch_advice(error, engine, client.metrics_path)
         return Finding("problem", what, f"{error.reason}: {error.detail}", advice)
     finally:
         client.close()
+    if b"\nvllm_vitals_build_info{" in page and b"# TYPE vllm:" not in page:
+        return Finding("problem", what, "is an exporter of ours, not an engine", "name vLLM's own address instead")
     if b"# TYPE vllm:" not in page and b"# TYPE sglang:" not in page:
         return Finding(
             "problem",
@@ -142,6 +150,41 @@ async def _engine(engine: EngineSettings, settings: Settings) -> Finding:
             "vLLM: start it without --disable-log-stats; SGLang: with --enable-metrics",
         )
     return Finding("ok", what, f"{await _version(engine)}, {len(page):,} bytes of metrics, {_tracing(page)}")
+
+
+# What OpenSSL says of a failed handshake, in the order in which it is looked for -> what to do.
+_TLS_ADVICE: Final = (
+    (("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"),
+     "the server speaks no TLS there: write http://{address}"),
+    (("Hostname mismatch", "IP address mismatch"),
+     "the certificate names another host: set tls.server_name for this engine in vitals.yaml, or use that name"),
+    (("has expired", "not yet valid"), "renew the server's certificate, or set the clock"),
+    (("CERTIFICATE_VERIFY_FAILED",), "set tls.ca_file for this engine in vitals.yaml to the CA of its certificate"),
+    (("ALERT_CERTIFICATE", "CERTIFICATE_REQUIRED", "ALERT_BAD_CERTIFICATE", "ALERT_UNKNOWN_CA"),
+     "the server asks for a certificate of ours: set tls.cert_file and tls.key_file for this engine in vitals.yaml"),
+    (("EOF occurred",), "it hung up on the TLS greeting: does that port speak TLS? If not, write http://{address}"),
+)  # fmt: skip
+
+
+def _fetch_advice(error: FetchError, engine: EngineSettings, metrics_path: str) -> str:
+    """Return what to do about a failed fetch, in the light of what this engine's settings say already."""
+    parts = urlsplit(engine.url)
+    secure = parts.scheme == "https"
+    advice = _FETCH_ADVICE.get(error.reason, "")
+    if error.reason == "tls":
+        advice = next((words for marks, words in _TLS_ADVICE if any(mark in error.detail for mark in marks)), advice)
+    elif error.reason == "closed" and secure:
+        advice = "something hung up: a proxy without a server behind it, or a port that speaks no TLS"
+    elif error.reason == "protocol" and secure:
+        advice = "that is no HTTP: correct the port"
+    elif error.reason == "unauthorized" and (engine.basic_auth or engine.bearer_token_file or engine.bearer_token_env):
+        advice = "the server refuses the credentials of this engine: correct them"
+    elif error.reason == "http_status" and error.detail.startswith("HTTP 5"):
+        advice = "the server, or a proxy in front of it, fails: look at its log"
+    elif error.reason == "http_status" and engine.metrics_path:
+        advice = "correct this engine's metrics_path; try: curl -i {url}"
+    address = parts.netloc
+    return advice.format(url=f"{parts.scheme}://{address}{metrics_path}", address=address)
 
 
 def _tracing(page: bytes) -> str:
@@ -158,7 +201,7 @@ async def _version(engine: EngineSettings) -> str:
     try:
         answer = await client.get("/version", _FETCH_SECONDS)
         return f"vLLM {json.loads(answer.body)['version']}"
-    except (FetchError, ValueError, KeyError, TypeError):
+    except (FetchError, ValueError, KeyError, TypeError, RecursionError):
         return "version not told"
     finally:
         client.close()
@@ -189,7 +232,7 @@ def _listen(settings: Settings) -> Finding:
         try:
             probe.bind((address.host, address.port))
         except OSError as error:
-            advice = "an exporter may run already; else choose another address with --listen"
+            advice = _LISTEN_ADVICE.get(error.errno or 0, "name an address of this machine with --listen")
             return Finding("problem", "Listen address", f"{address}: {error.strerror}", advice)
     open_to_all = address.host not in {"127.0.0.1", "::1", "localhost"} and settings.web_config_file is None
     if open_to_all:

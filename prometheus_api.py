@@ -90,7 +90,7 @@ class Prometheus:
         try:
             data = json.loads(body)
             status = data["status"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise self._stranger() from None
         if status != "success":
             raise QueryError(str(data.get("error", "no reason given")))

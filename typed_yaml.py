@@ -12,22 +12,73 @@ A field's metadata may hold `least`, the lowest value.
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 import yaml
 
 from .scalars import Address, ConfigError, Seconds, Secret, expected, nearest, read_scalar
 
+_MOST_LEVELS: Final = 64  # nothing of ours needs ten; what walks a file recurses
+_MOST_NODES: Final = 100_000  # with aliases counted as often as they are used: nine lines can stand for a billion
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe one, for files that somebody else wrote: bounded in depth, and nothing lies inside itself."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._open: list[yaml.Event] = []
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent) and any(
+            getattr(one, "anchor", None) == event.anchor for one in self._open
+        ):
+            raise yaml.MarkedYAMLError(problem=f"*{event.anchor} lies inside itself", problem_mark=mark)
+        if len(self._open) >= _MOST_LEVELS:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_LEVELS} levels deep", problem_mark=mark)
+        self._open.append(event)
+        node = super().compose_node(parent, index)
+        self._open.pop()
+        if node is not None and id(node) not in self._sizes:
+            size = 1 + sum(self._sizes[id(child)] for child in _children(node))
+            if size > _MOST_NODES:
+                raise yaml.MarkedYAMLError(problem=f"more than {_MOST_NODES} values", problem_mark=mark)
+            self._sizes[id(node)] = size
+        return node
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
 
 def read_yaml(path: Path) -> yaml.Node | None:
     """Return a file's root node with its line numbers, None for an empty file; raises ConfigError."""
+    root: yaml.Node | None = _read(path, lambda loader: loader.get_single_node())
+    return root
+
+
+def read_plain_yaml(path: Path) -> Any:
+    """Return a file's content as lists, dicts and scalars, None for an empty file; raises ConfigError."""
+    return _read(path, lambda loader: loader.get_single_data())
+
+
+def _read(path: Path, get: Callable[[_Loader], Any]) -> Any:
     try:
-        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        try:
+            return get(loader)
+        finally:
+            loader.dispose()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-99-99 is a ValueError
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
@@ -43,6 +94,8 @@ def from_node(kind: Any, node: yaml.Node, file: str, key: str = "") -> Any:
     if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null") and type(None) in get_args(kind):
         return None
     kind = without_none(kind)
+    if is_empty(node) and dataclasses.is_dataclass(kind) and not hasattr(kind, "from_scalar") and kind is not Address:
+        node = yaml.MappingNode(node.tag, [], node.start_mark, node.end_mark)  # all its keys are commented out
     if dataclasses.is_dataclass(kind) and kind is not Address:
         return _dataclass(typing.cast("type[Any]", kind), node, file, key)
     if get_origin(kind) is tuple:
@@ -53,6 +106,19 @@ def from_node(kind: Any, node: yaml.Node, file: str, key: str = "") -> Any:
     if not isinstance(node, yaml.ScalarNode):
         raise ConfigError(f"{place}: expected {expected(kind)}, found {_describe(node)}")
     return read_scalar(kind, node.value, place)
+
+
+def is_empty(node: yaml.Node) -> bool:
+    """Whether nothing stands behind a key: `gpus:` with all its keys commented out."""
+    return isinstance(node, yaml.ScalarNode) and bool(node.tag.endswith(":null"))
+
+
+def _is_section(kind: Any) -> bool:
+    """Whether a type is written as a mapping or a list, so that all of it can be commented out."""
+    kind = without_none(kind)
+    if dataclasses.is_dataclass(kind):
+        return kind is not Address
+    return get_origin(kind) not in {None, Literal}
 
 
 def lines_of(node: yaml.Node, key: str = "") -> dict[str, int]:
@@ -130,25 +196,33 @@ def _dataclass(kind: type[Any], node: yaml.Node, file: str, key: str) -> Any:
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
+    given: set[str] = set()  # without a value
     for name_node, value_node in node.value:
         line = f"{file}:{name_node.start_mark.line + 1}"
         name = _key_name(name_node, f"{line}: {key or 'the file'}")
         dotted = f"{key}.{name}" if key else name
         if name not in fields:
             raise ConfigError(f"{line}: {dotted}: unknown key{nearest(name, fields)}")
-        if name in values:
+        if name in values or name in given:
             raise ConfigError(f"{line}: {dotted}: given twice")
+        if is_empty(value_node) and _is_section(hints[name]) and _has_default(fields[name]):
+            given.add(name)
+            continue
         values[name] = from_node(hints[name], value_node, file, dotted)
         check_least(fields[name], values[name], f"{file}:{value_node.start_mark.line + 1}: {dotted}")
     for one, other in getattr(kind, "EXCLUSIVE", ()):
         if values.get(one) is not None and values.get(other) is not None:
             raise ConfigError(f"{place}: expected {one} or {other}, found both")
     for name, field in fields.items():
-        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+        if name not in values and not _has_default(field):
             raise ConfigError(f"{place}: expected the key {name!r}, found none")
     if hasattr(kind, "refined"):
         values = kind.refined(values, place)
     return kind(**values)
+
+
+def _has_default(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _key_name(node: yaml.Node, place: str) -> str:
@@ -163,4 +237,6 @@ def _describe(node: yaml.Node, *, hidden: bool = False) -> str:
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
         return "a list"
+    if is_empty(node):
+        return "nothing"
     return "text" if hidden or "@" in node.value else repr(node.value)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from .alerts.runbooks import runbooks
 from .alerts.sla import DEFAULT, load
 from .companions import Companions, Missing, not_installed
 from .config import EngineSettings, Settings
@@ -22,8 +23,8 @@ from .exporter.sidecar import Sidecar
 from .exporter.stopping import forever, until_stopped
 from .older_state import take_over
 from .scalars import ConfigError
+from .standard_output import say
 from .state_folder import DEMO, REAL, StateError, StateFolder, default_folder, expanded, held
-from .terminal import say
 
 _FIRST_LOOK_SECONDS: Final = 10.0
 _FIRST_SCRAPE_SECONDS: Final = 30.0
@@ -53,13 +54,13 @@ async def up(
                 sidecar = _real(settings)
             else:
                 sidecar = await stack.enter_async_context(_simulated(settings, play))
-            url = await stack.enter_async_context(running(settings, sidecar))
+            url = await stack.enter_async_context(running(settings, sidecar, runbooks(promises)))
             await _within(_FIRST_LOOK_SECONDS, sidecar.ready.wait())
             _describe(sidecar)
             say(f"live page     {url}/\nmetrics       {url}/metrics")
             if isinstance(folder, StateFolder):
                 listener = await stack.enter_async_context(scrape_listener(sidecar))
-                companions = Companions(folder, url, listener, promises, own_sla=sla is not None)
+                companions = Companions(folder, url, listener, promises.with_exporter(url), own_sla=sla is not None)
                 try:
                     await stack.enter_async_context(companions)
                 except StateError as error:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ..installation import require
 from ..scalars import ConfigError
 
 if TYPE_CHECKING:
@@ -195,13 +196,11 @@ def _check(options: argparse.Namespace) -> int:
     from .refusals import notes  # noqa: PLC0415
     from .runbooks import runbooks  # noqa: PLC0415
 
+    require("rules check", "rules", {"promql_parser": "promql-parser"})
     sla, place = _loaded(options)
     said = _live(options, sla, place)
     files = generate(sla)
-    try:
-        found = [*problems_of(sla)]
-    except ImportError:
-        raise ConfigError("rules check: expected promql-parser, found none; pip install 'vllm-vitals[rules]'") from None
+    found = [*problems_of(sla)]
     with tempfile.TemporaryDirectory(prefix="vllm-vitals-") as folder:
         write(files, Path(folder))
         found += said_wrong(files, Path(folder))
@@ -238,6 +237,8 @@ def _test(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     from .simulate import Load, cases, simulate, table  # noqa: PLC0415
 
+    plots = {} if options.plot is None else {"matplotlib": "matplotlib"}
+    require("rules simulate", "rules", {"numpy": "numpy", **plots})
     sla, _ = _loaded(options)
     load = Load.read(options.traffic)
     if options.seeds < 1:
@@ -261,10 +262,6 @@ def _simulate(options: argparse.Namespace) -> int:
 
             plot(results, load, options.plot)
             print(options.plot)
-    except ImportError as error:
-        raise ConfigError(
-            f"rules simulate: expected {error.name}, found none; pip install 'vllm-vitals[rules]'"
-        ) from None
     except OSError as error:
         raise ConfigError(f"--plot: expected a writable file, found {options.plot}: {error.strerror}") from None
     return 0

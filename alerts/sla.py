@@ -1,10 +1,11 @@
 """The SLA file: what is promised to whom, and who hears of it when it is not kept."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 from zoneinfo import ZoneInfo
 
 from ..scalars import ConfigError, Seconds
@@ -14,6 +15,8 @@ from .promises import Count, Memory, PerSecond, Power, Promise, Severity, Share,
 Indicator = Literal["ttft", "tpot", "itl", "e2e", "queue", "availability", "engine_errors", "goodput"]
 LATENCIES: Final[tuple[Indicator, ...]] = ("ttft", "tpot", "itl", "e2e", "queue")
 DEFAULT: Final = Path(__file__).with_name("sla.yaml")
+# Of an exporter on the reader's own machine: who reads from elsewhere names another one.
+DEFAULT_RUNBOOKS: Final = "http://127.0.0.1:9836/docs/runbooks"
 
 _LABEL: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9_]*")
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -277,7 +280,7 @@ class Sla:
         window: over which promises are kept.
         scrape_interval: of Prometheus.
         retention: of Prometheus; the window must fit in.
-        runbooks: where docs/runbooks is served, for links in alerts.
+        runbooks: where the pages on alerts are served, for links in alerts: an exporter serves them.
         grafana: where Grafana is, for links in alerts; None leaves them out.
     """
 
@@ -285,12 +288,18 @@ class Sla:
     window: Seconds = Seconds(30 * 86400)
     scrape_interval: Seconds = field(default=Seconds(15), metadata={"least": 1.0})
     retention: Seconds = Seconds(45 * 86400)
-    runbooks: str = "https://github.com/vllm-vitals/vllm-vitals/blob/main/docs/runbooks"
+    runbooks: str = DEFAULT_RUNBOOKS
     grafana: str | None = None
     gpus: Gpus = Gpus()
     events: Events = Events()
     receivers: Mapping[str, Receiver] = field(default_factory=dict)
     business_hours: BusinessHours = BusinessHours()
+
+    def with_exporter(self, url: str) -> Self:
+        """Return it with links to the runbooks that an exporter serves, unless they lead somewhere else on purpose."""
+        if self.runbooks.rstrip("/") != DEFAULT_RUNBOOKS:
+            return self
+        return dataclasses.replace(self, runbooks=f"{url.rstrip('/')}/docs/runbooks")
 
     @classmethod
     def refined(cls, values: dict[str, Any], place: str) -> dict[str, Any]:

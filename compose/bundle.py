@@ -1,18 +1,21 @@
 """The files of a bundle: what they hold, and how they get into a folder that may hold older ones."""
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from .. import __version__
 from ..alerts.build import generate
-from ..alerts.sla import DEFAULT, Sla, load
+from ..alerts.runbooks import runbooks
+from ..alerts.sla import DEFAULT, DEFAULT_RUNBOOKS, Sla, load
+from ..installation import install_command
 from ..scalars import ConfigError
-from . import env_file
+from . import env_file, folder_docs
 from .passwords import make_missing
 from .source_archive import archive
 
@@ -82,19 +85,25 @@ def init(folder: Path, *, profiles: Sequence[str] = (), engines: Sequence[str] =
         ConfigError: a wrong profile or SLA, or a folder that cannot be written.
     """
     _refuse_unknown(profiles)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"DIR: expected a new folder or one with a bundle, found the file {folder}; name another one")
     promised = sla or (folder / "sla.yaml" if (folder / "sla.yaml").is_file() else DEFAULT)
     promises = load(promised)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    dashboards, notes = _dashboards(promises, default=promised == DEFAULT or _same(promised, DEFAULT))
     try:
         env = _env(folder, profiles)
         chosen = tuple(env_file.settings(env)["COMPOSE_PROFILES"].split(","))
+        promises = promises.with_exporter(exporter_url(env_file.settings(env)))
+        dashboards, notes = _dashboards(promises, default=promised == DEFAULT or _same(promised, DEFAULT))
         files = [
             *shipped(),
             File(".env", env.encode()),
             File("sla.yaml", promised.read_bytes(), yours=sla is None),
             *_exporter_settings(engines, chosen),
             *_rules(promises),
+            *(File(f"docs/runbooks/{name}", text.encode()) for name, text in runbooks(promises).items()),
+            *(File(name, content) for name, content in folder_docs.pages()),
+            File("README.md", folder_docs.readme().encode(), yours=_is_another(folder / "README.md")),
             *_targets(chosen),
             *dashboards,
             File("exporter/source.tar.gz", archive()),
@@ -104,7 +113,7 @@ def init(folder: Path, *, profiles: Sequence[str] = (), engines: Sequence[str] =
         written = [_write(folder, file, stamp) for file in _last_wins(files)]
         written += _put_away(folder, "prometheus/rules/*.rules.yml", files, stamp)
         written += _put_away(folder, "grafana/dashboards/*.json", files, stamp)
-        for one in ("tls", "grafana/dashboards", "prometheus/rules", "prometheus/targets"):
+        for one in ("tls", "grafana/dashboards", "prometheus/rules", "prometheus/targets", "docs/runbooks"):
             _open_folder(folder, folder / one)
         made = make_missing(folder)
     except OSError as error:
@@ -122,6 +131,23 @@ def shipped() -> Iterator[File]:
         if path.name in _NOT_SHIPPED or "__pycache__" in name or ".bak-" in name or name.startswith(_GENERATED):
             continue
         yield File(name, path.read_bytes(), yours=name in _YOURS, executable=path.suffix == ".sh")
+
+
+def exporter_url(env: Mapping[str, str]) -> str:
+    """Return where a browser reaches the live page and the runbooks: EXPORTER_URL, else what .env publishes.
+
+    A bundle with the profile `demo` alone has the demo's page instead of an exporter.
+    """
+    if url := env.get("EXPORTER_URL", ""):
+        return url.rstrip("/")
+    profiles = {*env.get("COMPOSE_PROFILES", "").split(",")}
+    only_demo = "demo" in profiles and not profiles & {"metrics", "all"}
+    port = env.get("DEMO_PORT") or "9837" if only_demo else env.get("EXPORTER_PORT") or "9836"
+    overlays = {*env.get("COMPOSE_FILE", "").split(os.pathsep)}
+    exposed = "compose.tls.yaml" in overlays and not only_demo
+    address = env.get("BIND_ADDRESS") or "127.0.0.1"
+    host = env.get("SITE_NAME") or "localhost" if exposed else "127.0.0.1" if address == "0.0.0.0" else address
+    return f"{'https' if exposed else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def version_of(folder: Path) -> str:
@@ -178,7 +204,10 @@ def _targets(profiles: Sequence[str]) -> Iterator[File]:
 
 def _dashboards(sla: Sla, *, default: bool) -> tuple[list[File], list[str]]:
     notes = []
-    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(_DASHBOARDS.glob("*.json"))}
+    texts = {
+        path.name: path.read_text(encoding="utf-8").replace(DEFAULT_RUNBOOKS, sla.runbooks)
+        for path in sorted(_DASHBOARDS.glob("*.json"))
+    }
     if not default:
         try:
             from ..dashboards.build import dashboards, files  # noqa: PLC0415  needs grafanalib
@@ -186,10 +215,16 @@ def _dashboards(sla: Sla, *, default: bool) -> tuple[list[File], list[str]]:
             texts = files(dashboards(sla))
         except ImportError:
             notes.append(
-                "the dashboards draw the default promises, not yours: pip install 'vllm-vitals[dashboards]', "
+                f"the dashboards draw the default promises, not yours: {install_command('dashboards')}, "
                 "then bundle init again"
             )
     return [File(f"grafana/dashboards/{name}", text.encode()) for name, text in texts.items()], notes
+
+
+def _is_another(readme: Path) -> bool:
+    """Whether a README is somebody else's: init may be run in a folder that has one."""
+    begins = folder_docs.README_BEGINS.encode()
+    return readme.is_file() and not readme.read_bytes().startswith(begins)
 
 
 def _same(one: Path, other: Path) -> bool:

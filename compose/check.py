@@ -10,7 +10,7 @@ from ..alerts.sla import load
 from ..config import load as load_settings
 from ..finding import Finding
 from ..scalars import ConfigError
-from . import bundle, docker, env_file
+from . import bundle, docker, engine_addresses, env_file
 from .passwords import loose
 
 _DEADLINE: Final = 60.0
@@ -26,6 +26,7 @@ def check(folder: Path) -> list[Finding]:
         *_secrets(folder),
         *_env(folder),
         *_own_files(folder),
+        *engine_addresses.notes_on(folder, bundle.profiles_of(folder)),
         *_programs(folder),
         *_compose(folder),
     ]

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ..invocation import as_called
 from ..scalars import ConfigError, Seconds, read_scalar
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 _EXAMPLES: Final = {
     "bundle": """examples:
-  vllm-vitals bundle init vitals --profile metrics   write it, with fresh secrets
-  vllm-vitals bundle up --dir vitals                 start it, wait until it is healthy, print the addresses
+  vllm-vitals bundle init bundle --profile metrics   write it, with fresh secrets
+  vllm-vitals bundle up --dir bundle                 start it, wait until it is healthy, print the addresses
   vllm-vitals bundle COMMAND --help                  more of each command
 
 Exit code: 0 done, 1 failed, 2 wrong input.""",
@@ -26,32 +27,32 @@ Exit code: 0 done, 1 failed, 2 wrong input.""",
   vllm-vitals bundle kubernetes manifests            then: kubectl apply --server-side -k manifests/overlays/example
   vllm-vitals bundle kubernetes manifests --sla sla.yaml""",
     "init": """examples:
-  vllm-vitals bundle init vitals                     metrics: Prometheus, Alertmanager, Grafana, exporter
-  vllm-vitals bundle init vitals --profile demo      simulated engines and GPUs: needs neither
-  vllm-vitals bundle init vitals --profile all --sla sla.yaml --engine llama=http://host.docker.internal:8000
+  vllm-vitals bundle init bundle                     metrics: Prometheus, Alertmanager, Grafana, exporter
+  vllm-vitals bundle init bundle --profile demo      simulated engines and GPUs: needs neither
+  vllm-vitals bundle init bundle --profile all --sla sla.yaml --engine llama=http://host.docker.internal:8000
 
 What is there already is kept where it is yours to edit (.env, sla.yaml, exporter/vitals.yaml, prometheus/targets,
 secrets); any other file that differs is kept as FILE.bak-TIME.""",
     "up": """examples:
-  vllm-vitals bundle up --dir vitals
-  vllm-vitals bundle up --dir vitals --timeout 30m   images are fetched and built within it, too""",
+  vllm-vitals bundle up --dir bundle
+  vllm-vitals bundle up --dir bundle --timeout 30m   images are fetched and built within it, too""",
     "down": """example:
-  vllm-vitals bundle down --dir vitals               data stays; `docker compose down --volumes` there removes it""",
+  vllm-vitals bundle down --dir bundle               data stays; `docker compose down --volumes` there removes it""",
     "status": """example:
-  vllm-vitals bundle status --dir vitals             exit code 1 when a service is not healthy""",
+  vllm-vitals bundle status --dir bundle             exit code 1 when a service is not healthy""",
     "logs": """examples:
-  vllm-vitals bundle logs --dir vitals prometheus
-  vllm-vitals bundle logs --dir vitals --follow --tail 20 exporter grafana""",
+  vllm-vitals bundle logs --dir bundle prometheus
+  vllm-vitals bundle logs --dir bundle --follow --tail 20 exporter grafana""",
     "upgrade": """examples:
-  pip install --upgrade vllm-vitals && vllm-vitals bundle upgrade --dir vitals
-  vllm-vitals bundle upgrade --dir vitals --no-start
+  pip install --upgrade /path/to/vllm-vitals && vllm-vitals bundle upgrade --dir bundle
+  vllm-vitals bundle upgrade --dir bundle --no-start
 
 Data, secrets and what you set in .env stay. What you changed and we have to replace is kept as FILE.bak-TIME.""",
     "check": """example:
-  vllm-vitals bundle check --dir vitals              nothing is started; promtool and amtool are used when on PATH""",
+  vllm-vitals bundle check --dir bundle              nothing is started; promtool and amtool are used when on PATH""",
     "smoke": """examples:
-  vllm-vitals bundle smoke --dir vitals              with the profiles all,vllm
-  vllm-vitals bundle smoke --dir vitals --engine http://127.0.0.1:8001""",
+  vllm-vitals bundle smoke --dir bundle              with the profiles all,vllm
+  vllm-vitals bundle smoke --dir bundle --engine http://127.0.0.1:8001""",
 }
 
 
@@ -122,14 +123,32 @@ def _seconds(text: str) -> float:
 def _init(options: argparse.Namespace) -> int:
     from ..config import Settings, load  # noqa: PLC0415  each command loads what it needs
     from .bundle import init, profiles_of  # noqa: PLC0415
+    from .engine_addresses import notes_on  # noqa: PLC0415
 
     load(None, {"--engine": options.engine}, {}) if options.engine else Settings()  # a wrong address is told now
     profiles = [name.strip() for text in options.profile for name in text.split(",")]
     result = init(options.dir, profiles=profiles, engines=options.engine, sla=options.sla)
     _print_result(options.dir, result)
-    print(f"profiles  {', '.join(profiles_of(options.dir))}  (COMPOSE_PROFILES in {options.dir}/.env)")
-    print(f"next      vllm-vitals bundle up --dir {options.dir}")
+    chosen = profiles_of(options.dir)
+    print(f"profiles  {', '.join(chosen)}  (COMPOSE_PROFILES in {options.dir}/.env)")
+    for finding in notes_on(options.dir, chosen):
+        print(f"note      {finding.what}: {finding.found}; {finding.advice}")
+    for note in _without_docker():
+        print(f"note      {note}")
+    print(f"read      {options.dir}/README.md")
+    print(as_called(f"next      vllm-vitals bundle up --dir {options.dir}"))
     return 0
+
+
+def _without_docker() -> list[str]:
+    """Return what `bundle up` will lack, as a note: the files can be written where Docker is not."""
+    from .docker import program  # noqa: PLC0415
+
+    try:
+        program(daemon=False)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _kubernetes(options: argparse.Namespace) -> int:
@@ -171,12 +190,16 @@ def _compose(folder: Path) -> "Compose":
 
 
 def _up(options: argparse.Namespace, changed: "Iterable[str]" = ()) -> int:
+    from .bundle import profiles_of  # noqa: PLC0415
+    from .engine_addresses import notes_on  # noqa: PLC0415
     from .passwords import loose  # noqa: PLC0415
     from .watch import start  # noqa: PLC0415
 
     compose = _compose(options.dir)
     if problems := loose(options.dir):
         raise ConfigError("\n  ".join(problems))
+    for finding in notes_on(options.dir, profiles_of(options.dir)):
+        _say(f"note      {finding.what}: {finding.found}; {finding.advice}")
     before = {service.name: service.identity for service in compose.services()} if changed else {}
     if not start(compose, options.timeout, _say):
         return 1
@@ -219,7 +242,7 @@ def _print_pages(folder: Path, services: "Iterable[Service]") -> None:
 def _down(options: argparse.Namespace) -> int:
     code = _compose(options.dir).attached("down", "--remove-orphans")
     if code == 0:
-        print("data stays: vllm-vitals bundle up starts with it again")
+        print(as_called("data stays: vllm-vitals bundle up starts with it again"))
     return 1 if code else 0
 
 
@@ -229,7 +252,7 @@ def _status(options: argparse.Namespace) -> int:
     compose = _compose(options.dir)
     services = compose.services()
     if not services:
-        print(f"nothing runs; vllm-vitals bundle up --dir {options.dir}")
+        print(as_called(f"nothing runs; vllm-vitals bundle up --dir {options.dir}"))
         return 1
     running = [service.container for service in services if service.state == "running"]
     used = read_stats(compose.stats(running)) if running else {}
@@ -271,7 +294,7 @@ def _check(options: argparse.Namespace) -> int:
 def _print_finding(finding: "Finding") -> None:
     print(f"{finding.mark}  {finding.what:<32} {finding.found}", flush=True)
     if finding.advice:
-        print(f"      {'':<32} -> {finding.advice}", flush=True)
+        print(f"      {'':<32} -> {as_called(finding.advice)}", flush=True)
 
 
 def _smoke(options: argparse.Namespace) -> int:

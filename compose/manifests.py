@@ -7,6 +7,7 @@ from ..alerts.build import rule_groups
 from ..alerts.prometheus_rule import prometheus_rule
 from ..alerts.sla import Sla
 from ..scalars import ConfigError
+from .folder_docs import DOCS
 
 SOURCE: Final = Path(__file__).with_name("kubernetes")
 DASHBOARDS: Final = SOURCE.parent.with_name("dashboards") / "json"
@@ -40,4 +41,5 @@ def kubernetes_files(sla: Sla, dashboards: dict[str, str]) -> dict[str, str]:
     }
     groups = (group for some in rule_groups(sla).values() for group in some)
     files["base/rules/prometheusrule.yaml"] = prometheus_rule(groups)
+    files["docs/vitals.yaml"] = (DOCS / "vitals.yaml").read_text(encoding="utf-8")  # base/node/vitals.yaml points to it
     return files | {f"base/dashboards/{name}": text for name, text in dashboards.items()}

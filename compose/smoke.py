@@ -197,5 +197,5 @@ def _call(
         raise UnreachedError(f"{where} answers {error.code} {error.reason}") from None
     except (OSError, HTTPException) as error:
         raise UnreachedError(f"{where}: {getattr(error, 'reason', error)}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UnreachedError(f"{where} answers no JSON") from None

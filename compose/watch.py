@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from ..invocation import as_called
 from .docker import Compose, Service
 
 _POLL_SECONDS: Final = 1.0
@@ -113,7 +114,7 @@ def _tell(compose: Compose, broken: Sequence[Service], said: str, say: Callable[
         say(f"\n{service.name}: {service.words}. Its last lines:")
         for line in compose.logs(service.name).splitlines():
             say(f"    {line}")
-        say(f"    more: vllm-vitals bundle logs --dir {compose.folder} {service.name}")
+        say(as_called(f"    more: vllm-vitals bundle logs --dir {compose.folder} {service.name}"))
 
 
 def _is_news(line: str) -> bool:

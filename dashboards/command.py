@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..installation import checkout, require
 from ..scalars import ConfigError, Seconds, read_scalar
 
 if TYPE_CHECKING:
@@ -75,14 +76,17 @@ def add_dashboards(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _build(options: argparse.Namespace) -> int:
+    out = options.out
+    if out is None and options.for_import is None:
+        out = _folder_of_checkout(options.sla)
     made = _made(options.sla)
     from .build import files, for_import, write  # noqa: PLC0415  needs grafanalib, which _made has asked for
 
     written = []
     if options.for_import is not None:
         written.append((files({slug: for_import(data) for slug, data in made.items()}), options.for_import))
-    if options.out is not None or not written:
-        written.append((files(made), options.out or _folder_of_checkout()))
+    if out is not None:
+        written.append((files(made), out))
     for texts, folder in written:
         try:
             write(texts, folder)
@@ -155,25 +159,23 @@ def _push(options: argparse.Namespace) -> int:
 def _made(sla: Path | None) -> dict[str, dict[str, Any]]:
     from ..alerts.sla import DEFAULT, load  # noqa: PLC0415
 
-    try:
-        from .build import dashboards  # noqa: PLC0415
+    require("dashboards", "dashboards", _EXTRA)
+    from .build import dashboards  # noqa: PLC0415
 
-        return dashboards(load(sla or DEFAULT))
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
-            raise
-        raise ConfigError(
-            f"dashboards: expected {_EXTRA[error.name]}, found none; pip install 'vllm-vitals[dashboards]'"
-        ) from None
+    return dashboards(load(sla or DEFAULT))
 
 
 def _committed() -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(_COMMITTED.glob("*.json"))]
 
 
-def _folder_of_checkout() -> Path:
-    if not (_HERE.parent / "pyproject.toml").is_file():
-        raise ConfigError("--out: expected a folder, found none; only a checkout has one of its own")
+def _folder_of_checkout(sla: Path | None) -> Path:
+    if checkout() is None:  # what is installed is not ours to write
+        raise ConfigError("--out: expected a folder (--out DIR), found none; only a checkout has one of its own")
+    if sla is not None:
+        raise ConfigError(
+            "--out: expected a folder (--out DIR) beside --sla, found none; ours holds the default promises"
+        )
     return _COMMITTED
 
 

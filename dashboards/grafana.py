@@ -93,7 +93,7 @@ def _call(grafana: Grafana, method: str, path: str, body: Mapping[str, Any]) -> 
 def _object(text: bytes) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from ..config import Discovery, DnsDiscovery, EngineSettings
 from ..scalars import ConfigError
+from ..typed_yaml import read_plain_yaml
 
 log = logging.getLogger("vllm_vitals")
 
@@ -99,13 +98,15 @@ def _from_files(pattern: str) -> list[EngineSettings]:
 
 
 def _from_file(path: str) -> list[EngineSettings]:
-    groups: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+    groups: Any = read_plain_yaml(Path(path))  # JSON is YAML
     if groups is None:
         return []
     if not isinstance(groups, list):
         raise ConfigError(f"{path}: expected a list of groups with targets, found {type(groups).__name__}")
     engines = []
     for number, group in enumerate(groups, start=1):
+        if isinstance(group, dict) and group.get("targets", "") is None:
+            continue  # all of them are commented out
         if not isinstance(group, dict) or not isinstance(group.get("targets"), list):
             raise ConfigError(f"{path}: group {number}: expected a list under 'targets'")
         labels = group.get("labels") or {}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..installation import install_command
 from .placement import (
     EngineFacts,
     Here,
@@ -185,9 +186,8 @@ class Placement:
         try:
             return Pods(list_pods(self._kubelet, DEADLINE_SECONDS), pod_names(self._pod_logs))
         except ImportError:
-            self._fail(
-                "pod-resources", "the kubelet's socket is there, but not the extra vllm-vitals[kubernetes]", trace=False
-            )
+            advice = install_command("kubernetes")
+            self._fail("pod-resources", f"the kubelet's socket is there, but not what asks it: {advice}", trace=False)
         except (OSError, RuntimeError) as error:
             self._fail("pod-resources", f"the kubelet's pod-resources API did not answer: {error!r}", trace=False)
         return None

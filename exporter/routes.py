@@ -5,7 +5,8 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from importlib import resources
 from typing import Any, Final
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs
 from ..exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
 from .health import worst
 from .http_server import Request, Response
+from .runbook_pages import RunbookPages
 from .sidecar import Sidecar
 from .web_config import WebConfig
 
@@ -31,7 +33,9 @@ _FILES: Final[Mapping[str, tuple[str, str]]] = {
     "/vitals.css": ("vitals.css", "text/css; charset=utf-8"),
     "/vitals.js": ("vitals.js", "text/javascript; charset=utf-8"),
     "/favicon.svg": ("favicon.svg", "image/svg+xml"),
+    "/docs.css": ("docs.css", "text/css; charset=utf-8"),
 }
+_RUNBOOKS: Final = "/docs/runbooks/"
 _PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -46,14 +50,20 @@ _PAGE_HEADERS: Final = (
 class Routes:
     """Answers requests; `handle` is what the HTTP server calls."""
 
-    def __init__(self, sidecar: Sidecar, web: WebConfig) -> None:
+    def __init__(self, sidecar: Sidecar, web: WebConfig, runbooks: RunbookPages) -> None:
         self._sidecar = sidecar
         self._web = web
         self._files = {path: (_read(name), kind) for path, (name, kind) in _FILES.items()}
-        self._json: Mapping[str, Callable[[dict[str, list[str]]], tuple[int, Any]]] = {
-            "/health/gpu": self._health_gpu,
-            "/health/engine": self._health_engine,
-            "/api/vitals": self._vitals,
+        self._runbooks = runbooks
+        self._exact: Mapping[str, Callable[[Request], Awaitable[Response]]] = {
+            **{path: partial(self._file, path) for path in self._files},
+            "/metrics": self._metrics,
+            "/metrics/requests": self._request_metrics,
+            "/health/gpu": partial(self._json, self._health_gpu),
+            "/health/engine": partial(self._json, self._health_engine),
+            "/api/vitals": partial(self._json, self._vitals),
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
         }
 
     async def handle(self, request: Request) -> Response:
@@ -67,28 +77,40 @@ class Routes:
             return Response(HTTPStatus.UNAUTHORIZED, b"Unauthorized\n", headers=(("www-authenticate", "Basic"),))
         if request.method not in {"GET", "HEAD"}:
             return Response(HTTPStatus.METHOD_NOT_ALLOWED, b"GET only\n", headers=(("allow", "GET, HEAD"),))
-        if request.path == "/metrics":
-            return await self._metrics(request)
-        if request.path == "/metrics/requests":
-            return await self._request_metrics(request)
-        if request.path == "/healthz":
-            return Response(HTTPStatus.OK, b"ok\n")
-        if request.path == "/readyz":
-            ready = self._sidecar.ready.is_set()
-            return Response(HTTPStatus.OK, b"ready\n") if ready else Response(503, b"the first look is not done yet\n")
-        if request.path in self._json:
-            status, answer = self._json[request.path](parse_qs(request.query))
-            body = json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
-            return await _maybe_gzip(
-                request, Response(status, body, "application/json", (("cache-control", "no-store"),))
-            )
-        if request.path in self._files:
-            body, kind = self._files[request.path]
-            return Response(HTTPStatus.OK, body, kind, _PAGE_HEADERS)
-        return Response(
-            HTTPStatus.NOT_FOUND,
-            b"not found; there are / /metrics /metrics/requests /healthz /readyz /health/gpu /health/engine\n",
-        )
+        if (answer := self._exact.get(request.path)) is not None:
+            return await answer(request)
+        if request.path.startswith(_RUNBOOKS):
+            return await self._runbook(request)
+        if request.path == _RUNBOOKS.rstrip("/"):  # relative, for a proxy that serves us below a path of its own
+            return Response(HTTPStatus.MOVED_PERMANENTLY, headers=(("location", "runbooks/"),))
+        return self._not_found()
+
+    def _not_found(self) -> Response:
+        paths = [path for path in self._exact if "." not in path]  # not the page's own files
+        return Response(HTTPStatus.NOT_FOUND, f"not found; there are {' '.join([*paths, _RUNBOOKS])}\n".encode())
+
+    async def _file(self, path: str, _: Request) -> Response:
+        body, kind = self._files[path]
+        return Response(HTTPStatus.OK, body, kind, _PAGE_HEADERS)
+
+    async def _runbook(self, request: Request) -> Response:
+        body = await asyncio.to_thread(self._runbooks.page, request.path.removeprefix(_RUNBOOKS))
+        if body is None:
+            words = f"no runbook of that name; {_RUNBOOKS} lists them\n"
+            return Response(HTTPStatus.NOT_FOUND, words.encode())
+        return await _maybe_gzip(request, Response(HTTPStatus.OK, body, "text/html; charset=utf-8", _PAGE_HEADERS))
+
+    async def _healthz(self, _: Request) -> Response:
+        return Response(HTTPStatus.OK, b"ok\n")
+
+    async def _readyz(self, _: Request) -> Response:
+        ready = self._sidecar.ready.is_set()
+        return Response(HTTPStatus.OK, b"ready\n") if ready else Response(503, b"the first look is not done yet\n")
+
+    async def _json(self, ask: Callable[[dict[str, list[str]]], tuple[int, Any]], request: Request) -> Response:
+        status, answer = ask(parse_qs(request.query))
+        body = json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+        return await _maybe_gzip(request, Response(status, body, "application/json", (("cache-control", "no-store"),)))
 
     async def _metrics(self, request: Request) -> Response:
         timeout = scrape_timeout(request.headers, self._sidecar.settings.scrape_timeout)

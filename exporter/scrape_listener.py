@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from ..scalars import Secret
 from .http_server import HttpServer, Request, Response
 from .routes import Routes
+from .runbook_pages import RunbookPages
 from .sidecar import Sidecar
 from .web_config import WebConfig
 
@@ -32,7 +33,7 @@ async def scrape_listener(sidecar: Sidecar) -> AsyncIterator[ScrapeListener]:
     """Yield a listener for one scraper; raises OSError where loopback has no port."""
     token = Secret(secrets.token_urlsafe(32))
     wanted = f"Bearer {token}".encode()
-    routes = Routes(sidecar, WebConfig(None))
+    routes = Routes(sidecar, WebConfig(None), RunbookPages())
 
     async def handle(request: Request) -> Response:
         if not hmac.compare_digest(request.headers.get("authorization", "").encode(), wanted):

@@ -3,12 +3,13 @@
 import contextlib
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from ..config import Settings
 from ..scalars import ConfigError
 from .http_server import HttpServer
 from .routes import Routes
+from .runbook_pages import RunbookPages
 from .sidecar import Sidecar
 from .stopping import forever, until_stopped
 from .web_config import WebConfig
@@ -17,14 +18,22 @@ log = logging.getLogger("vllm_vitals")
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, sidecar: Sidecar) -> AsyncIterator[str]:
+async def running(
+    settings: Settings, sidecar: Sidecar, runbooks: Mapping[str, str] | None = None
+) -> AsyncIterator[str]:
     """Yield the URL of a started sidecar; stops it afterwards, letting scrapes in flight finish.
+
+    Args:
+        settings: where to listen, and the rest.
+        sidecar: what is served.
+        runbooks: pages by file name, where the settings name no folder; None takes those of the default promises.
 
     Raises:
         ConfigError: the address cannot be bound or the web config file is wrong.
     """
     web = WebConfig(settings.web_config_file)
-    server = HttpServer(Routes(sidecar, web).handle, settings.listen.host, settings.listen.port, tls=web.tls)
+    routes = Routes(sidecar, web, RunbookPages(settings.runbooks, runbooks))
+    server = HttpServer(routes.handle, settings.listen.host, settings.listen.port, tls=web.tls)
     sidecar.rejected = lambda: server.rejected
     sidecar.web_reload_failures = lambda: web.reload_failures
     try:

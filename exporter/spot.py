@@ -271,7 +271,7 @@ def _json(answer: Answer) -> dict[str, Any]:
         raise NotThisCloudError(f"status {answer.status}")
     try:
         told = json.loads(answer.body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotThisCloudError(f"not JSON: {error}") from error
     if not isinstance(told, dict):
         raise NotThisCloudError("not a JSON object")

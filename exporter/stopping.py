@@ -5,8 +5,6 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from ..terminal import settle
-
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -39,7 +37,6 @@ async def until_stopped(work: Coroutine[Any, Any, None], farewell: Callable[[], 
     finally:
         if stop.is_set():
             _ignore(loop, numbers)
-        settle()
 
 
 async def forever() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from .. import __version__
 from ..config import HealthSettings
+from ..invocation import as_called
 from ..xid import XIDS
 from .engines import Engine
 from .gpu_types import GpuSnapshot
@@ -51,7 +52,7 @@ def messages(gpu_reason: str, engines: Sequence[Engine]) -> list[str]:
             "No engine is known. Start vLLM, then name it: vllm-vitals up --engine http://127.0.0.1:8000, or try "
             "vllm-vitals up --demo."
         )
-    return words
+    return [as_called(sentence) for sentence in words]
 
 
 def vitals(

@@ -3,7 +3,7 @@ import signal
 
 from hypothesis import settings
 
-pytest_plugins = ["fake_nvml.fixtures", "support.fixtures", "support.up"]
+pytest_plugins = ["fake_nvml.fixtures", "support.fixtures", "support.up", "support.plain_install"]
 
 _NEEDED = {"PYTHONPATH", "PYTHONHOME"}  # without them Python may not find its own modules
 

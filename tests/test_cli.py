@@ -1,13 +1,16 @@
 import importlib.metadata
 import os
+import re
 import socket
 import subprocess
 import sys
 
 import pytest
+from support.certificates import Authority
 from support.faulty_server import FaultyServer, page, status
-from support.http import free_port
-from support.programs import VITALS
+from support.http import free_port, get
+from support.programs import VITALS, Exporter
+from support.waiting import wait_for
 from vllm_vitals import __version__
 from vllm_vitals.config import OPTIONS
 from vllm_vitals.demo.scenes import SCENES
@@ -121,8 +124,6 @@ def test_a_variable_is_named_when_it_is_wrong(command, monkeypatch):
 
 
 def test_a_misspelt_variable_is_said_in_the_log(run_program, tmp_path):
-    from support.waiting import wait_for
-
     env = {"PATH": os.environ["PATH"], "VLLM_VITALS_LISTN": "x"}
     program = run_program(
         VITALS, "exporter", "--listen", f"127.0.0.1:{free_port()}", "--gpus", "off", "--host", "off", env=env
@@ -137,12 +138,100 @@ def test_it_starts_as_a_command_and_as_a_module(start, tmp_path):
     assert (done.returncode, done.stdout.split(",")[0]) == (0, f"vllm-vitals {__version__}")
 
 
-def test_output_into_a_closed_pipe_is_no_error(tmp_path):
+# --- where the words go -----------------------------------------------------------------------------------------------
+
+# Every command that ends by itself, --help of a command and of a sub-command, and wrong input.
+SHORT = (
+    ["--help"], [], ["version"], ["up", "--help"], ["rules", "simulate", "--help"], ["logging-config"],
+    ["doctor", "--gpus", "off"], ["rules", "explain"], ["rules", "build", "--print-default"], ["rules", "build"],
+    ["audit", "verify", "--help"], ["dashboards", "check"], ["bundle", "init", "a"], ["bundle", "kubernetes", "k"],
+)  # fmt: skip
+LONG = (["demo", "--base-port", "0", "--gpus", "off"], ["exporter", "--gpus", "off", "--host", "off"],
+        ["up", "--demo", "--host", "off", "--no-prometheus"])  # fmt: skip
+WRONG = (["exportr"], ["exporter", "--listen", "x"], ["rules", "explain", "No"], ["bundle", "up", "--dir", "none"])
+
+
+# Buffered is what users have; PYTHONUNBUFFERED fails at another moment, for all commands alike.
+both_ways = pytest.mark.parametrize(
+    ("arguments", "unbuffered"),
+    [pytest.param(each, False, id=" ".join(each)) for each in SHORT]
+    + [pytest.param(each, True, id=f"{' '.join(each)}, unbuffered") for each in SHORT[::5]],
+)
+
+
+def on(arguments, tmp_path, *, out, err=subprocess.PIPE, unbuffered=False):
+    """Run the real command; a None is a pipe whose reader has gone."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if unbuffered:
+        env["PYTHONUNBUFFERED"] = "1"
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        streams = [writing if stream is None else stream for stream in (out, err)]
+        return subprocess.run(
+            [VITALS, *arguments],
+            stdin=subprocess.DEVNULL, stdout=streams[0], stderr=streams[1], text=True, timeout=60, env=env, cwd=tmp_path
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+
+
+@both_ways
+def test_a_reader_that_has_gone_ends_it_quietly_with_141(arguments, unbuffered, tmp_path):
+    done = on(arguments, tmp_path, out=None, unbuffered=unbuffered)
+    words = [line for line in done.stderr.splitlines() if " INFO " not in line and " WARNING " not in line]
+    assert (done.returncode, words) == (141, [])
+
+
+@both_ways
+def test_a_full_disk_is_one_line_and_exit_code_1(arguments, unbuffered, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = on(arguments, tmp_path, out=full, unbuffered=unbuffered)
+    said = "vllm-vitals: standard output: cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_wrong_input_is_code_2_though_nobody_reads_the_error(arguments, tmp_path):
+    with open("/dev/full", "w") as full:
+        for err in (None, full):
+            done = on(arguments, tmp_path, out=subprocess.PIPE, err=err)
+            assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("arguments", LONG, ids=" ".join)
+def test_what_watches_goes_on_though_nobody_reads_what_it_says(arguments, tmp_path):
+    port = free_port()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (tmp_path / "errors").open("w") as errors:
+        command = [VITALS, *arguments, "--listen", f"127.0.0.1:{port}"]
+        process = subprocess.Popen(command, stdout=writing, stderr=errors, cwd=tmp_path)
+    os.close(writing)
+    try:
+        wait_for(lambda: get(f"http://127.0.0.1:{port}/readyz").status == 200, "the page", seconds=60)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+    words = [line for line in (tmp_path / "errors").read_text().splitlines() if not re.search(" (INFO|WARNING) ", line)]
+    assert words == []
+
+
+def test_standard_output_that_was_closed_before_the_start_is_told(tmp_path):
     done = subprocess.run(
-        f"'{VITALS}' doctor --gpus off | true", shell=True, capture_output=True, text=True, timeout=60, cwd=tmp_path
+        f"'{VITALS}' logging-config >&-", shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
-    assert "Traceback" not in done.stderr
-    assert "Exception" not in done.stderr
+    assert (done.returncode, done.stderr) == (
+        1, "vllm-vitals: standard output: cannot be written: Bad file descriptor\n",
+    )  # fmt: skip
+
+
+def test_a_character_that_the_terminal_lacks_is_no_crash(tmp_path):
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [VITALS, "rules", "explain", "No\u00e9"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, env=env)
+    assert (done.returncode, "No\\xe9" in done.stderr) == (2, True)
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------------
@@ -184,7 +273,9 @@ def test_doctor_says_what_to_do_about_a_dead_engine(doctor):
     ("behaviour", "words"),
     [
         (status(401), "set bearer_token_file or basic_auth"),
-        (status(500), "unless a proxy in front hides it"),
+        (status(500), "the server, or a proxy in front of it, fails: look at its log"),
+        (status(404), "unless a proxy in front hides it"),
+        (page(b'# HELP a A.\nvllm_vitals_build_info{version="0"} 1\n'), "name vLLM's own address instead"),
         (status(302, "location: /x"), "name the final address"),
         (page(b"<html>\n", "text/html"), "the address must be the server's own"),
         (page(b"# TYPE go_threads gauge\ngo_threads 7\n"), "without --disable-log-stats"),
@@ -195,6 +286,55 @@ def test_doctor_has_advice_for_every_failure(doctor, behaviour, words):
         code, out = doctor("--engine", f"{server.url}/x")
     assert code == 1
     assert words in out
+
+
+def test_an_https_address_of_a_server_without_tls_is_to_be_http(doctor):
+    with FaultyServer(x=page(PAGE)) as server:
+        address = server.url.removeprefix("http://")
+        code, out = doctor("--engine", f"https://{address}")
+    assert code == 1
+    assert f"-> the server speaks no TLS there: write http://{address}\n" in out
+    assert "ca_file" not in out
+
+
+def test_a_certificate_is_told_apart_from_a_missing_one(doctor, tmp_path):
+    certificate, key = Authority(tmp_path / "ca").issue("server", "127.0.0.1")
+    (tmp_path / "web.yml").write_text(f"tls_server_config: {{cert_file: {certificate}, key_file: {key}}}\n")
+    exporter = Exporter("--web.config.file", "web.yml", "--gpus", "off", "--host", "off", log=tmp_path / "exporter.log")
+    try:
+        wait_for(lambda: "live page" in exporter.output, "the exporter")
+        _, out = doctor("--engine", exporter.url.replace("http://", "https://"))
+        assert "-> set tls.ca_file for this engine in vitals.yaml" in out
+        _, out = doctor("--engine", exporter.url)
+        assert "a server that only speaks TLS" in out or "write https:// for a server that speaks TLS" in out
+    finally:
+        exporter.stop()
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "settings", "words"),
+    [
+        ("tls", "[SSL: CERTIFICATE_VERIFY_FAILED] ...: Hostname mismatch, ...", {}, "tls.server_name"),
+        ("tls", "[SSL: CERTIFICATE_VERIFY_FAILED] ...: certificate has expired", {}, "renew the server's certificate"),
+        ("tls", "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] ...", {}, "tls.cert_file and tls.key_file"),
+        ("tls", "[SSL: SOMETHING_NEW]", {}, "openssl s_client -connect a:1"),
+        ("closed", "", {}, "a port that speaks no TLS"),
+        ("protocol", "", {}, "correct the port"),
+        ("unauthorized", "HTTP 401", {"bearer_token_env": "X"}, "refuses the credentials"),
+        ("http_status", "HTTP 404", {"metrics_path": "/x"}, "metrics_path"),
+    ],
+)
+def test_advice_fits_what_the_settings_say_already(reason, detail, settings, words):
+    from vllm_vitals.config import EngineSettings
+    from vllm_vitals.doctor import _fetch_advice
+    from vllm_vitals.exporter.page_client import FetchError
+
+    assert words in _fetch_advice(FetchError(reason, detail), EngineSettings("https://a:1", **settings), "/metrics")
+
+
+def test_an_address_of_another_machine_is_no_exporter_of_ours(command):
+    _, out, _ = command("doctor", "--gpus", "off", "--host", "off", "--listen", "192.0.2.1:9836")
+    assert "-> name an address of this machine with --listen" in out
 
 
 def test_every_reason_has_advice():

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import re
 import typing
 from pathlib import Path
@@ -7,7 +8,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm_vitals import typed_yaml
+from vllm_vitals.alerts.sla import load as load_sla
 from vllm_vitals.config import OPTIONS, BasicAuth, EngineSettings, Settings, Tls, load, unknown_variables
+from vllm_vitals.exporter.web_config import WebConfig
 from vllm_vitals.scalars import Address, ConfigError, Secret, read_scalar
 
 
@@ -153,6 +157,52 @@ def test_an_error_names_file_line_key_found_and_expected(write, text, line, word
     assert words in message
 
 
+FILES = {"vitals.yaml": lambda path: load(path, {}, {}), "sla.yaml": load_sla, "web.yml": WebConfig}
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in itertools.pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: " + "[" * 3000 + "]" * 3000, ":1: not YAML: more than 64 levels deep"),
+        ("".join(f"{' ' * depth}a:\n" for depth in range(3000)), ":64: not YAML: more than 64 levels deep"),
+        ("{a: " * 3000, ":1: not YAML: more than 64 levels deep"),
+        ("a: &x\n  - *x\n", ":2: not YAML: *x lies inside itself"),
+        (BOMB, ":5: not YAML: more than 100000 values"),
+    ],
+    ids=["list", "block", "mapping", "itself", "bomb"],
+)
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_deep_or_grows_is_refused_with_its_line(write, name, text, words):
+    path = write(text)
+    with pytest.raises(ConfigError, match=re.escape(f"{path}{words}")):
+        FILES[name](path)
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(Settings)])
+def test_a_section_whose_keys_are_all_commented_out_is_not_there(write, key):
+    section = typed_yaml._is_section(typing.get_type_hints(Settings)[key])
+    path = write(f"{key}:\n#  anything: 1\n")
+    if section or getattr(Settings(), key) is None:
+        assert settings(path) == Settings()
+    else:  # one value that was forgotten is told
+        assert problem(path).startswith(f"{path}:1: {key}: expected ")
+
+
+def test_sections_in_sections_and_of_other_files_can_be_commented_out(write):
+    path = write("tracing:\n  privacy:\n  audit:\ndiscovery:\n  dns:\n  # - {}\n  files:\nengines:\n# - x\n")
+    assert settings(path) == Settings()
+    path = write("tls_server_config:\nhttp_server_config:\nbasic_auth_users:\n# ops: x\n")
+    assert WebConfig(path).tls() is None
+    services = "services: [{name: vllm, selector: {job: x}, objectives: {ttft: 99% under 500ms}}]\n"
+    sla = load_sla(write(services))
+    assert load_sla(write(f"{services}gpus:\nevents:\nreceivers:\n  page:\nbusiness_hours:\n")) == sla
+    with pytest.raises(ConfigError, match="services: expected a list, found nothing"):
+        load_sla(write("services:\n# - name: vllm\n"))
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     assert problem(tmp_path / "missing.yaml") == f"{tmp_path}/missing.yaml: cannot be read: No such file or directory"
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
@@ -197,6 +247,7 @@ EXAMPLES = {
     "--engine": ("http://a:1", "http://b:2", "http://c:3"),
     "--listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
     "--web.config.file": ("a.yml", "b.yml", "c.yml"),
+    "--runbooks": ("a", "b", "c"),
     "--raw-names": ("on", "off", "on"),
     "--scrape-timeout": ("1s", "2s", "3s"),
     "--sample-interval": ("1s", "2s", "3s"),

@@ -66,6 +66,19 @@ class Report:
         """Whether there is a chain and nothing is wrong with it."""
         return not self.problems and self.head is not None
 
+    @property
+    def verdict(self) -> str:
+        """What is to be said of the chain in a few words.
+
+        A writer begins each file with its head record, so a file without a byte was never written to or was emptied:
+        which of both, nothing here can prove, and that is not called intact.
+        """
+        if self.intact:
+            return "intact"
+        if not self.problems:
+            return "EMPTY: nothing was ever written to it, or somebody emptied it"
+        return f"BROKEN ({len(self.problems)} problem{'' if len(self.problems) == 1 else 's'})"
+
 
 class _Broken(NamedTuple):
     """A line that is not as it was sealed."""
@@ -127,6 +140,9 @@ def verify(files: Sequence[Path], key: bytes, expect: Head | None = None) -> Rep
         _place(walk, record, file, number)
     _name_broken(walk, {}, None if walk.top is None else walk.top.seq + 1)
     walk.problems += _removed(walk.missing)
+    if walk.top is not None:
+        detail = "the file is empty, and each begins with its head record"
+        walk.problems += [Problem(file, 0, None, "truncated", detail) for file in files if file.stat().st_size == 0]
     if expect is not None and found != expect:
         walk.problems.append(_not_found(walk, expect, found, last))
     walk.problems.sort(key=lambda problem: (files.index(problem.file), problem.line))

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from ..config import load_tracing
 from ..finding import Finding
+from ..installation import install_command
 from ..scalars import ConfigError
 from .hooks import HOOKS
 from .hooks import examine as examine_hooks
@@ -45,7 +46,7 @@ def _entry_points() -> Finding:
         return Finding(
             "ok", "Plugin", f"vllm-vitals {importlib.metadata.version('vllm-vitals')}, vLLM loads it by itself"
         )
-    advice = f"{sys.executable} -m pip install --force-reinstall --no-deps 'vllm-vitals[tracing]'"
+    advice = install_command("tracing", options="--force-reinstall --no-deps")
     return Finding("problem", "Plugin", "its entry points are not registered, so vLLM does not load it", advice)
 
 

@@ -1,11 +1,13 @@
 """The dictConfig for VLLM_LOGGING_CONFIG_PATH: vLLM's, uvicorn's and our own lines as JSON on stdout."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..scalars import ConfigError
-from .json_logs import Names
 from .redaction import Redactor
+
+if TYPE_CHECKING:
+    from .json_logs import Names  # needs python-json-logger, which vLLM's environment has and ours may lack
 
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _LOGGERS: Final = ("vllm", "uvicorn", "uvicorn.error", "uvicorn.access", "vllm_vitals")
@@ -13,7 +15,7 @@ _PACKAGE: Final = __name__.rpartition(".")[0]
 
 
 def dict_config(
-    names: Names = "ecs",
+    names: "Names" = "ecs",
     service_name: str | None = None,
     level: str = "INFO",
     redact: Sequence[str] = (),

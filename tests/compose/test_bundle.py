@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from vllm_vitals.compose import env_file, watch
-from vllm_vitals.compose.bundle import SHIPPED, init
+from vllm_vitals.compose.bundle import SHIPPED, exporter_url, init
 from vllm_vitals.compose.docker import Service
 from vllm_vitals.compose.passwords import PROXY_USERS, SECRETS, make_missing
 from vllm_vitals.compose.source_archive import archive
@@ -132,6 +133,118 @@ def test_a_wrong_profile_is_refused_with_what_is_known(command, tmp_path):
     assert code == 2
     assert "expected one of metrics, traces, logs, all, demo, vllm, found 'tracing'" in error
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:8000", "http://localhost:8000", "http://[::1]:8000", "http://0.0.0.0:8000", "http://127.8.9.1:8000",
+     "llama=http://LOCALHOST.:8000", "http://a.localhost:8000", "http://[::ffff:127.0.0.1]:8000", "http://[::]:8000",
+     "localhost:8000", "http://2130706433:8000"],
+)  # fmt: skip
+def test_an_engine_that_no_container_reaches_is_told_with_one_that_works(command, tmp_path, address):
+    folder = tmp_path / "b"
+    code, out, _ = command("bundle", "init", folder, "--engine", address)
+    assert code == 0
+    advice = "write http://host.docker.internal:8000, and let vLLM listen on more than loopback"
+    assert "is the exporter's own container" in out
+    assert advice in out
+    code, out, _ = command("bundle", "check", "--dir", folder)
+    assert (code, advice in out) == (1, True)
+
+
+@pytest.mark.parametrize("address", ["http://host.docker.internal:8000", "http://10.0.0.5:8000", "http://vllm:8000"])
+def test_an_engine_elsewhere_is_fine(command, tmp_path, address):
+    _, out, _ = command("bundle", "init", tmp_path / "b", "--engine", address)
+    assert "own container" not in out
+    assert "no engine is named" not in out
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [("metrics", True), ("all", True), ("traces,logs", False), ("demo", False), ("all,vllm", False)],
+)
+def test_a_bundle_without_an_engine_says_so_where_that_matters(command, tmp_path, profile, told):
+    _, out, _ = command("bundle", "init", tmp_path / "b", "--profile", profile)
+    assert ("no engine is named" in out) == told
+    code, out, _ = command("bundle", "check", "--dir", tmp_path / "b")
+    assert (code, "no engine is named" in out) == (0, told)
+
+
+def test_a_missing_docker_is_a_note_at_init_and_one_line_at_up(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, out, err = command("bundle", "init", tmp_path / "b")
+    assert (code, err) == (0, "")
+    assert "note      docker: expected Docker Engine, found none on PATH; see https://docs.docker.com" in out
+    code, out, err = command("bundle", "up", "--dir", tmp_path / "b")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_init_into_a_file_says_that_it_is_one(command, tmp_path):
+    (tmp_path / "vitals").write_text("mine")
+    code, _, err = command("bundle", "init", "vitals")
+    said = "DIR: expected a new folder or one with a bundle, found the file vitals; name another one"
+    assert (code, err) == (2, f"vllm-vitals: {said}\n")
+    assert (tmp_path / "vitals").read_text() == "mine"
+
+
+def test_a_readme_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "README.md").write_text("# Mine\n")
+    init(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+
+
+def test_the_links_of_alerts_lead_to_the_bundles_own_page(tmp_path):
+    init(tmp_path / "b", profiles=["demo"])
+    rules = (tmp_path / "b/prometheus/rules/vllm.rules.yml").read_text()
+    assert "runbook_url: http://127.0.0.1:9837/docs/runbooks/" in rules
+    env = tmp_path / "b/.env"
+    env.write_text(env_file.with_settings(env.read_text(), {"COMPOSE_PROFILES": "metrics", "EXPORTER_PORT": "9999"}))
+    init(tmp_path / "b")
+    for path in [*tmp_path.glob("b/prometheus/rules/*.yml"), *tmp_path.glob("b/grafana/dashboards/*.json")]:
+        found = set(re.findall(r"http://[^/]+(?=/docs/runbooks)", path.read_text()))
+        assert found <= {"http://127.0.0.1:9999"}, path
+
+
+@pytest.mark.parametrize(
+    ("env", "url"),
+    [
+        ({}, "http://127.0.0.1:9836"),
+        ({"COMPOSE_PROFILES": "demo", "DEMO_PORT": "1"}, "http://127.0.0.1:1"),
+        ({"COMPOSE_PROFILES": "demo,metrics"}, "http://127.0.0.1:9836"),
+        ({"BIND_ADDRESS": "0.0.0.0"}, "http://127.0.0.1:9836"),
+        ({"BIND_ADDRESS": "10.0.0.5", "EXPORTER_PORT": "2"}, "http://10.0.0.5:2"),
+        ({"COMPOSE_FILE": "compose.yaml:compose.tls.yaml", "SITE_NAME": "gpu1"}, "https://gpu1:9836"),
+        ({"EXPORTER_URL": "https://x.example/v/", "EXPORTER_PORT": "2"}, "https://x.example/v"),
+    ],
+)
+def test_where_a_browser_reaches_the_exporter(env, url):
+    assert exporter_url(env) == url
+
+
+def test_every_page_that_a_file_of_the_bundle_names_is_in_the_bundle(tmp_path):
+    folder = tmp_path / "b"
+    init(folder, profiles=["all", "demo", "vllm"])
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.suffix in {".gz", ".png", ".svg", ".json"}:
+            continue
+        text = path.read_text()
+        for named in re.findall(
+            r"(?<![\w/:.-])(?:docs|alerts|benchmarks|compose|tests)/[\w./-]+\.(?:md|yaml|py)\b", text
+        ):
+            assert path.is_relative_to(folder / "docs") or (folder / named).is_file(), f"{path}: {named}"
+        if path.suffix == ".md":
+            for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+                assert "://" in link or (path.parent / link).exists(), f"{path}: {link}"
+
+
+def test_the_readme_names_what_is_there(tmp_path):
+    folder = tmp_path / "b"
+    init(folder)
+    text = (folder / "README.md").read_text()
+    for named in re.findall(r"(?m)^\| `([^`]+)` \|", text):
+        assert (folder / named).exists(), named
+    for known in ("secrets/", "exporter/vitals.yaml", "sla.yaml", ".env"):
+        assert f"| `{known}` |" in text
 
 
 def test_check_tells_of_loose_secrets_and_open_addresses(command, folder):

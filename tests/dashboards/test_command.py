@@ -7,6 +7,7 @@ import sys
 import pytest
 from support.http import free_port
 from vllm_vitals.dashboards.queries import queries
+from vllm_vitals.installation import install_command
 
 
 @pytest.mark.parametrize("name", ["build", "check", "push"])
@@ -65,7 +66,7 @@ def test_without_grafanalib_the_message_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    advice = "expected grafanalib, found none; pip install 'vllm-vitals[dashboards]'"
+    advice = f"expected grafanalib, found none; {install_command('dashboards')}"
     assert done.stderr == f"vllm-vitals: dashboards: {advice}\n"
 
 

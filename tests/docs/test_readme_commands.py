@@ -1,16 +1,17 @@
-"""README's blocks, run one by one as a reader would: in a fresh clone, and in an empty folder after `pip install` of the wheel."""
+"""README's blocks, run one by one as a reader would: in a fresh clone, and in an empty folder with the wheel."""
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import pytest
 from support.http import free_port, get
+from support.plain_install import copy_of_the_tree
 from support.programs import Program
 from support.traced_vllm import MIDDLEWARE
 from support.waiting import wait_for
@@ -38,16 +39,8 @@ def block(beginning: str) -> str:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """What git would give to somebody who clones: tracked files and those that are about to be."""
-    folder = tmp_path_factory.mktemp("clone") / "vllm-vitals"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
+    """What git would give to somebody who clones, and what is about to be added."""
+    return copy_of_the_tree(tmp_path_factory.mktemp("clone") / "vllm-vitals")
 
 
 @pytest.fixture(params=["in the clone", "in an empty folder"])
@@ -82,7 +75,12 @@ def start(tmp_path):
 
 def run(script: str, environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", script], env=environment, cwd=folder, capture_output=True, text=True, timeout=300
+        ["bash", "-e", "-o", "pipefail", "-c", script],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert "Traceback" not in done.stdout + done.stderr
     return done
@@ -116,10 +114,11 @@ def test_the_query_finds_joules_per_token_in_the_prometheus_that_up_starts(envir
     program = start("vllm-vitals up --demo", environment, tmp_path)
     serves(program, environment)
     prometheus = re.search(r"(?m)^prometheus +(http://\S+)/$", program.output)[1]
-    from urllib.parse import quote
 
     def value() -> float:
-        found = get(f"{prometheus}/api/v1/query?query={quote(block('sum by (server) (group by'))}").json["data"]["result"]
+        found = get(f"{prometheus}/api/v1/query?query={quote(block('sum by (server) (group by'))}").json["data"][
+            "result"
+        ]
         return float(found[0]["value"][1])
 
     assert 0.01 < wait_for(value, "joules per token", seconds=60, pause=1.0) < 100

@@ -66,6 +66,9 @@ BROKEN = [
     '[{"targets": [["a"]]}]',
     "\0",
     "!!python/object:os.system x",
+    "[" * 3000,
+    "&a [*a]",
+    "[2026-99-99]",
 ]
 
 

@@ -91,6 +91,22 @@ def test_audit_verify_names_file_line_and_number_of_what_was_edited(command, aud
     assert "BROKEN" in out
 
 
+def test_audit_verify_of_an_empty_file_says_what_that_means(command, audit, tmp_path):
+    key_file, file = audit
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    code, out, _ = command("audit", "verify", "--key-file", key_file, empty)
+    said = "EMPTY: nothing was ever written to it, or somebody emptied it, 0 good records in 1 files"
+    assert (code, out) == (1, f"{empty}: {said}\n")
+    code, out, _ = command("audit", "verify", "--key-file", key_file, "--expect", f"3:{'a' * 64}", empty)
+    assert (code, "expected records up to here, there is none" in out) == (1, True)
+    file.write_bytes(b"")  # the youngest of a chain
+    code, out, _ = command("audit", "verify", "--key-file", key_file, *audit_files(file))
+    assert code == 1
+    assert f"{file}:0: truncated: the file is empty, and each begins with its head record" in out
+    assert "BROKEN (1 problem)" in out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

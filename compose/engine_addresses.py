@@ -1,0 +1,58 @@
+"""Which engines a bundle's exporter is told to watch, and which of their addresses lead nowhere from a container."""
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+from ..config import EngineSettings, load
+from ..finding import Finding
+from ..scalars import ConfigError
+
+FROM_A_CONTAINER: Final = "host.docker.internal"
+_FILE: Final = "exporter/vitals.yaml"
+_OWN_NAMES: Final = {"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"}
+
+
+def notes_on(folder: Path, profiles: Iterable[str]) -> list[Finding]:
+    """Return what keeps a bundle's exporter from its engines; nothing where none runs or all is well."""
+    chosen = set(profiles)
+    if not chosen & {"metrics", "all"}:
+        return []
+    try:
+        settings = load(folder / _FILE, {}, {})
+    except ConfigError:
+        return []  # `bundle check` says what is wrong with it
+    found = [*unreachable(settings.engines)]
+    elsewhere = settings.discovery.files or settings.discovery.dns
+    if not settings.engines and not elsewhere and not chosen & {"demo", "vllm"}:
+        advice = f"add one there, such as http://{FROM_A_CONTAINER}:8000 for a vLLM on this machine"
+        found.append(Finding("note", _FILE, "no engine is named: there is nothing to watch but this machine", advice))
+    return found
+
+
+def unreachable(engines: Iterable[EngineSettings]) -> Iterator[Finding]:
+    """Yield a finding for each engine whose address means the exporter's own container, with one that works."""
+    for engine in engines:
+        parts = urlsplit(engine.url)
+        if not is_own(parts.hostname or ""):
+            continue
+        port = f":{parts.port}" if parts.port else ""
+        instead = urlunsplit(parts._replace(netloc=f"{FROM_A_CONTAINER}{port}"))
+        found = f"{engine.url} is the exporter's own container: no engine answers there"
+        advice = f"write {instead}, and let vLLM listen on more than loopback (--host 0.0.0.0)"
+        yield Finding("problem", _FILE, found, advice)
+
+
+def is_own(host: str) -> bool:
+    """Whether a host is the machine, or the container, that asks."""
+    name = host.rstrip(".").lower()
+    if name in _OWN_NAMES or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        return name.isdecimal() and int(name) >> 24 in {0, 127}  # 2130706433 and 0: what resolvers read as 127.0.0.1
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)
