@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
     exporter = command("exporter", _exporter, "run the exporter: /metrics, health and the live page")
     _add_settings(exporter)
+    exporter.add_argument("--sla", type=Path, metavar="FILE", help="promises that the live page judges (default: none)")
 
     doctor = command("doctor", _doctor, "look at this machine and say what is there, what is missing and what to do")
     _add_settings(doctor)
@@ -131,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
         help="first engine's port (default 18100; 0: any free ones)",
     )
     demo.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+    demo.add_argument(
+        "--sla", type=Path, metavar="FILE", help="promises on the live page (default: those of `rules build`)"
+    )
     demo.add_argument("--pages-only", action="store_true", help="serve the engines' pages, no exporter")
 
     logs = command("logging-config", _logging_config, "print the logging configuration that makes vLLM's lines JSON")
@@ -236,7 +240,13 @@ def _exporter(options: argparse.Namespace) -> int:
     from .exporter.serve import serve  # noqa: PLC0415  each command loads what it needs
 
     settings = _settings(options)
-    return asyncio.run(serve(settings, announce=_announce))
+    promises = None
+    if options.sla is not None:
+        from .alerts.sla import load as load_sla  # noqa: PLC0415
+        from .in_force import in_force  # noqa: PLC0415
+
+        promises = in_force(load_sla(options.sla), options.sla, {})
+    return asyncio.run(serve(settings, _announce, promises))
 
 
 def _announce(url: str) -> None:
@@ -264,6 +274,7 @@ def _demo(options: argparse.Namespace) -> int:
             base_port=options.base_port,
             seed=options.seed,
             pages_only=options.pages_only,
+            sla=options.sla,
         )
     )
 

@@ -16,9 +16,12 @@ from .demo.fleet import Fleet
 from .demo.scenes import SCENES, Play
 from .demo.serve import DemoServers
 from .exporter.local_servers import find_local_servers
+from .exporter.promised import Promises
 from .exporter.serve import running, stop_signal
 from .exporter.sidecar import Sidecar
+from .in_force import in_force
 
+TARGET_LABELS: Final = {"job": "vllm-vitals"}  # what the Prometheus beside us calls our series
 _FIRST_LOOK_SECONDS: Final = 10.0
 _FIRST_SCRAPE_SECONDS: Final = 30.0
 
@@ -34,18 +37,20 @@ async def up(settings: Settings, *, play: Play | None, state: Path, with_prometh
         sla: the promises that they watch, None for the default ones.
     """
     promises = load(sla or DEFAULT)  # a wrong file is told before anything starts
+    watched = in_force(promises, sla, TARGET_LABELS if with_prometheus else {})
     stop = stop_signal()
     async with contextlib.AsyncExitStack() as stack:
         if play is None:
-            sidecar = _real(settings)
+            sidecar = _real(settings, watched)
         else:
-            sidecar = await stack.enter_async_context(_simulated(settings, play))
+            sidecar = await stack.enter_async_context(_simulated(settings, play, watched))
         url = await stack.enter_async_context(running(settings, sidecar))
         await _wait(stop, sidecar.ready.wait(), _FIRST_LOOK_SECONDS)
         _describe(sidecar)
         print(f"live page     {url}/\nmetrics       {url}/metrics", flush=True)
         if with_prometheus:
             companions = await stack.enter_async_context(Companions(state, url, promises, own_sla=sla is not None))
+            sidecar.watch_alerts(prometheus=companions.prometheus_url, alertmanager=companions.alertmanager_url)
             for missing in companions.missing:
                 _explain(missing)
             if companions.prometheus_url:
@@ -66,9 +71,18 @@ async def up(settings: Settings, *, play: Play | None, state: Path, with_prometh
 
 
 async def demo(
-    settings: Settings, *, play: Play, engines: int, gpus: int, base_port: int, seed: int, pages_only: bool
+    settings: Settings,
+    *,
+    play: Play,
+    engines: int,
+    gpus: int,
+    base_port: int,
+    seed: int,
+    pages_only: bool,
+    sla: Path | None,
 ) -> int:
     """Run simulated engines, and the sidecar over them, until SIGINT or SIGTERM; returns the exit code."""
+    promises = in_force(load(sla or DEFAULT), sla, {})
     stop = stop_signal()
     fleet = Fleet.build(play.scene, engines, gpus, seed, times=play.times)
     print(f"scene {play.scene}: {SCENES[play.scene].description}")
@@ -79,7 +93,9 @@ async def demo(
         for name, engine_url in servers.urls.items():
             print(f"engine     {engine_url}/metrics  {name}")
         if not pages_only:
-            url = await stack.enter_async_context(running(settings, _over(fleet, servers, settings, play.scene)))
+            url = await stack.enter_async_context(
+                running(settings, _over(fleet, servers, settings, play.scene, promises))
+            )
             print(f"live page  {url}/\nmetrics    {url}/metrics")
         print("Ctrl-C stops everything", flush=True)
         await stop.wait()
@@ -90,29 +106,31 @@ def _say_over(play: Play) -> None:
     print(f"scene {play.scene} is over: even load goes on", flush=True)
 
 
-def _real(settings: Settings) -> Sidecar:
+def _real(settings: Settings, promises: Promises) -> Sidecar:
     named = settings.engines or settings.discovery.files or settings.discovery.dns
     finder = None if named else partial(find_local_servers, settings.placement.procfs)
-    return Sidecar(settings, finder=finder)
+    return Sidecar(settings, finder=finder, promises=promises)
 
 
 @contextlib.asynccontextmanager
-async def _simulated(settings: Settings, play: Play) -> AsyncIterator[Sidecar]:
+async def _simulated(settings: Settings, play: Play, promises: Promises) -> AsyncIterator[Sidecar]:
     fleet = Fleet.build(play.scene, times=play.times)
     print(f"demo          scene {play.scene}: {SCENES[play.scene].description}")
     servers = DemoServers(fleet, base_port=0, speed=play.speed, when_over=partial(_say_over, play))
     await servers.start()
     try:
-        yield _over(fleet, servers, settings, play.scene)
+        yield _over(fleet, servers, settings, play.scene, promises)
     finally:
         await servers.close()
 
 
-def _over(fleet: Fleet, servers: DemoServers, settings: Settings, scene: str) -> Sidecar:
+def _over(fleet: Fleet, servers: DemoServers, settings: Settings, scene: str, promises: Promises) -> Sidecar:
     """Return a sidecar over a simulated fleet; the placement is given, since simulated engines have no processes."""
     placement = fleet.placement()
     engines = tuple(EngineSettings(url, name, gpus=placement[name]) for name, url in servers.urls.items())
-    return Sidecar(dataclasses.replace(settings, engines=engines), gpu_source=fleet.gpus, scene=scene)
+    return Sidecar(
+        dataclasses.replace(settings, engines=engines), gpu_source=fleet.gpus, scene=scene, promises=promises
+    )
 
 
 async def _wait(stop: asyncio.Event, work: Coroutine[Any, Any, object], seconds: float) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from ..config import Settings
 from ..scalars import ConfigError
 from .http_server import HttpServer
+from .promised import Promises
 from .routes import Routes
 from .sidecar import Sidecar
 from .web_config import WebConfig
@@ -44,10 +45,10 @@ async def running(settings: Settings, sidecar: Sidecar) -> AsyncIterator[str]:
         await sidecar.stop()
 
 
-async def serve(settings: Settings, announce: Callable[[str], None]) -> int:
-    """Serve until SIGINT or SIGTERM; returns the exit code."""
+async def serve(settings: Settings, announce: Callable[[str], None], promises: Promises | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code. The live page judges by `promises`, None for nothing."""
     stop = stop_signal()
-    async with running(settings, Sidecar(settings)) as url:
+    async with running(settings, Sidecar(settings, promises=promises)) as url:
         announce(url)
         await stop.wait()
         log.info("stopping")

@@ -406,7 +406,9 @@ def test_gpus_tell_xids_throttling_and_loss_in_words(fake_nvml, run_exporter, vi
     assert seen.page.inner_text(".gpu:nth-child(3) .state") == "ok"
     bar = seen.page.locator(".gpu:nth-child(3) .bar").evaluate("bar => parseFloat(bar.style.backgroundSize)")
     assert bar == pytest.approx(50.2, abs=0.2)
-    assert seen.page.inner_text("#headline") == "1 GPU critical: GPU 0; 1 GPU with a warning: GPU 1"
+    assert seen.page.inner_text("#headline") == (
+        "1 GPU critical: GPU 0 (XID 79: GPU has fallen off the bus); 1 GPU with a warning: GPU 1 (slowed down: too hot)"
+    )
 
     fake_nvml.state.lose(3)
     wait_text(seen, ".gpu:nth-child(4) .notes", "not readable: lost, it fell off the bus")
