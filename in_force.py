@@ -40,7 +40,7 @@ def in_force(sla: Sla, path: Path | None, target_labels: Mapping[str, str]) -> P
             _promised(sla, service, indicator, objective, {name: first + n for n, name in enumerate(named)})
             for indicator, objective in service.objectives
         ]
-    return Promises(str(path) if path else "the default ones", tuple(rows), dict(target_labels))
+    return Promises(str(path) if path else "default", tuple(rows), dict(target_labels))
 
 
 def _promised(

@@ -94,7 +94,8 @@ def read_scalar(kind: Any, text: str, place: str) -> Any:
     try:
         return reader(text)
     except ValueError:
-        found = "something else" if isinstance(kind, type) and issubclass(kind, Secret) else repr(text)
+        secret = (isinstance(kind, type) and issubclass(kind, Secret)) or (kind is Url and "@" in text)
+        found = "something else" if secret else repr(text)
         raise ConfigError(f"{place}: expected {expected(kind)}, found {found}") from None
 
 

@@ -263,6 +263,7 @@ def _problem(kind: str, row: Row) -> dict[str, Any]:
         on = f" ({', '.join(row['servers'])})" if row["servers"] else ""
         who, words = _gpu_name(row) + on, [one["words"] for one in row["notes"] if _ORDER.index(one["level"]) > 1]
     return {
+        "kind": kind,
         "level": row["level"],
         "server": row["server"] if kind == "engine" else "",
         "uuid": row["uuid"] if kind == "GPU" else "",
@@ -273,6 +274,7 @@ def _problem(kind: str, row: Row) -> dict[str, Any]:
 
 def _promise_problem(promise: Row) -> dict[str, Any]:
     return {
+        "kind": "promise",
         "level": promise["level"],
         "server": promise["hurts"][0] if promise["hurts"] else "",
         "uuid": "",
@@ -283,7 +285,8 @@ def _promise_problem(promise: Row) -> dict[str, Any]:
 
 def _alert_problem(alert: Row) -> dict[str, Any]:
     words = alert["summary"] or alert["description"] or alert["state"]
-    return {"level": alert_level(alert), "server": "", "uuid": "", "who": alert["name"], "words": words}
+    level = alert_level(alert)
+    return {"kind": "alert", "level": level, "server": "", "uuid": "", "who": alert["name"], "words": words}
 
 
 def _bad(rows: Sequence[Row], level: Level, *, up: bool | None = None) -> list[Row]:
