@@ -186,17 +186,22 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_scene(parser: argparse.ArgumentParser, scenes: Iterable[str]) -> None:
-    parser.add_argument(
-        "--scene", choices=list(scenes), default="steady", help="what happens in the demo (default steady)"
-    )
+    parser.add_argument("--scene", choices=list(scenes), help="what happens in the demo (default steady)")
     parser.add_argument(
         "--times", type=_positive, metavar="N", help="play the scene N times, then even load (default: again and again)"
     )
-    parser.add_argument("--speed", type=_speed, default=1.0, metavar="N", help="play it N times as fast (default 1)")
+    parser.add_argument("--speed", type=_speed, metavar="N", help="play it N times as fast (default 1)")
 
 
 def _play(options: argparse.Namespace) -> Play:
-    return Play(options.scene, options.times, options.speed)
+    return Play(options.scene or "steady", options.times, options.speed or 1.0)
+
+
+def _no_play(options: argparse.Namespace) -> None:
+    """Refuse what only a demo can do: the real machine plays no scenes."""
+    for flag, value in (("--scene", options.scene), ("--times", options.times), ("--speed", options.speed)):
+        if value is not None:
+            raise ConfigError(f"{flag}: expected --demo beside it, found {flag} {value} without")
 
 
 def _scene_lines(scenes: Mapping[str, Scene]) -> str:
@@ -256,6 +261,8 @@ def _announce(url: str) -> None:
 def _up(options: argparse.Namespace) -> int:
     from .up import up  # noqa: PLC0415
 
+    if not options.demo:
+        _no_play(options)
     settings = _settings(options)
     play = _play(options) if options.demo else None
     state = options.state or Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "vllm-vitals"

@@ -94,7 +94,7 @@ async def demo(
             print(f"engine     {engine_url}/metrics  {name}")
         if not pages_only:
             url = await stack.enter_async_context(
-                running(settings, _over(fleet, servers, settings, play.scene, promises))
+                running(settings, _over(fleet, servers, settings, play, promises))
             )
             print(f"live page  {url}/\nmetrics    {url}/metrics")
         print("Ctrl-C stops everything", flush=True)
@@ -119,12 +119,12 @@ async def _simulated(settings: Settings, play: Play, promises: Promises) -> Asyn
     servers = DemoServers(fleet, base_port=0, speed=play.speed, when_over=partial(_say_over, play))
     await servers.start()
     try:
-        yield _over(fleet, servers, settings, play.scene, promises)
+        yield _over(fleet, servers, settings, play, promises)
     finally:
         await servers.close()
 
 
-def _over(fleet: Fleet, servers: DemoServers, settings: Settings, scene: str, promises: Promises) -> Sidecar:
+def _over(fleet: Fleet, servers: DemoServers, settings: Settings, play: Play, promises: Promises) -> Sidecar:
     """Return a sidecar over a simulated fleet; the placement is given, since simulated engines have no processes."""
     placement = fleet.placement()
     engines = tuple(EngineSettings(url, name, gpus=placement[name]) for name, url in servers.urls.items())

@@ -97,9 +97,9 @@ _FILL: Final = (Phase(0, 4.0), Phase(30, 1.2), Phase(150, 0.2))  # fast, then he
 SCENES: Final[Mapping[str, Scene]] = {
     "steady": Scene("two models under even load: the normal picture", period=60),
     "burst": Scene(
-        "every 90 s five times the arrivals for 14 s: a queue builds up and TTFT p99 grows",
+        "every 90 s six times the arrivals for 14 s: a queue builds up and TTFT p99 grows",
         period=90,
-        shapes=(Shape(phases=(Phase(0, 1.0), Phase(25, 5.0), Phase(39, 1.0))),),
+        shapes=(Shape(phases=(Phase(0, 1.0), Phase(25, 6.0), Phase(39, 1.0))),),
     ),
     "kv-pressure": Scene(
         "long contexts and long answers: the KV cache fills up, sequences are preempted and computed again",
