@@ -93,9 +93,7 @@ async def demo(
         for name, engine_url in servers.urls.items():
             print(f"engine     {engine_url}/metrics  {name}")
         if not pages_only:
-            url = await stack.enter_async_context(
-                running(settings, _over(fleet, servers, settings, play, promises))
-            )
+            url = await stack.enter_async_context(running(settings, _over(fleet, servers, settings, play, promises)))
             print(f"live page  {url}/\nmetrics    {url}/metrics")
         print("Ctrl-C stops everything", flush=True)
         await stop.wait()
@@ -128,6 +126,7 @@ def _over(fleet: Fleet, servers: DemoServers, settings: Settings, play: Play, pr
     """Return a sidecar over a simulated fleet; the placement is given, since simulated engines have no processes."""
     placement = fleet.placement()
     engines = tuple(EngineSettings(url, name, gpus=placement[name]) for name, url in servers.urls.items())
+    scene = play.scene if play.speed == 1.0 else f"{play.scene}, {play.speed:g} times as fast"
     return Sidecar(
         dataclasses.replace(settings, engines=engines), gpu_source=fleet.gpus, scene=scene, promises=promises
     )

@@ -1,6 +1,6 @@
 """An hour of the steady scene under the default SLA, by the generated rules and the real promtool: nobody is called.
 
-The fleet is played without its clock: a page every 15 s becomes promtool's input series.
+The fleet is played without its clock: a page every 30 s becomes promtool's input series.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from vllm_vitals.demo.fleet import Fleet
 from vllm_vitals.exporter.exposition import Relabeler
 from vllm_vitals.exporter.readings import samples
 
-STEP = 15
+STEP = 30
 TARGET = 'instance="demo:9836",job="vllm-vitals"'
 RULES = as_yaml(group for groups in rule_groups(load()).values() for group in groups)
 
@@ -85,7 +85,7 @@ def promtool(folder: Path, played: list[dict[str, str]], expected: dict[str, flo
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_nothing_is_pending_and_nothing_fires_within_an_hour_of_the_steady_scene(tmp_path, seed):
     expected = {
         "count by (alertname, alertstate, burn_tier, model_name) (count_over_time(ALERTS[1h]))": None,
