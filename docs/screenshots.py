@@ -38,9 +38,9 @@ class Picture(NamedTuple):
 
 
 PICTURES: Final = (
-    Picture("live-page.png", "burst", "All", "light", 1280, 860),
+    Picture("live-page.png", "steady", "All well", "light", 1280, 860),
     Picture("live-page-dark.png", "xid", "1 engine down", "dark", 1280, 860),
-    Picture("live-page-phone.png", "burst", "All", "light", 390, 844),
+    Picture("live-page-phone.png", "steady", "All well", "light", 390, 844),
 )
 
 

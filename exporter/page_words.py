@@ -149,7 +149,7 @@ def verdict(
     unexplained = unexplained_alerts(alerts, burning)
     if unexplained:
         verb = "fires" if len(unexplained) == 1 else "fire"
-        said.append(f"{_count(unexplained, 'alert')} {verb}: {_names(unexplained, _name)}")
+        said.append(f"{_count(unexplained, 'alert')} {verb}: {_some(_alert_names(unexplained))}")
     levels = [row["level"] for row in (*engines, *gpus)]
     level: Level = max(levels, key=_ORDER.index) if levels else "wait"
     level = max((level, *(row["level"] for row in burning), *map(alert_level, unexplained)), key=_ORDER.index)
@@ -213,7 +213,7 @@ def _open(promises: Sequence[Row], alerts: Row) -> list[str]:
     unknown = sum(row["state"] == "unknown" for row in promises)
     found = [f"{unknown} of {_count(promises, 'promise')} not known"] if unknown else []
     pending = [row for row in alerts["rows"] if row["state"] == "pending"]
-    found += [f"{_count(pending, 'alert')} pending: {_names(pending, _name)}"] if pending else []
+    found += [f"{_count(pending, 'alert')} pending: {_some(_alert_names(pending))}"] if pending else []
     return found + [f"alerts of {row['name']} cannot be read" for row in alerts["sources"] if row["error"]]
 
 
@@ -308,8 +308,9 @@ def _gpu_and_why(row: Row) -> str:
     return f"{_gpu_name(row)} ({why})" if why else _gpu_name(row)
 
 
-def _name(row: Row) -> str:
-    return str(row["name"])
+def _alert_names(alerts: Iterable[Row]) -> list[str]:
+    """Return each name once: one alert fires by several tiers and for several models."""
+    return list(dict.fromkeys(str(row["name"]) for row in alerts))
 
 
 def _count(rows: Sequence[Row], kind: str) -> str:

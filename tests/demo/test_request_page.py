@@ -1,6 +1,7 @@
 """The page of request metrics of a simulated server: the plugin's families, and sums that agree with the engine's."""
 
 import re
+from collections import defaultdict
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from vllm_vitals.demo.fleet import Fleet
@@ -8,13 +9,13 @@ from vllm_vitals.exporter.request_pages import is_request_page, relabelled
 
 
 def values(page: bytes) -> dict[str, float]:
-    return {
-        sample.name + "".join(f"|{value}" for key, value in sorted(sample.labels.items()) if key != "model_name"): (
-            sample.value
-        )
-        for family in text_string_to_metric_families(page.decode())
-        for sample in family.samples
-    }
+    """Values by sample name and label values, over all models: `other` is one of them."""
+    found: dict[str, float] = defaultdict(float)
+    for family in text_string_to_metric_families(page.decode()):
+        for sample in family.samples:
+            labels = [value for name, value in sorted(sample.labels.items()) if name != "model_name"]
+            found["|".join((sample.name, *labels))] += sample.value
+    return found
 
 
 def test_requests_are_counted_as_the_plugin_counts_them():

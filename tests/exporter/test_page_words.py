@@ -145,7 +145,12 @@ PAGE = alert("VLLMTTFTBudgetBurn", severity="page", service="vllm", slo="ttft", 
         ),
         ([promise()], alerts(PAGE), "critical", "1 promise burns: TTFT at a"),  # the alert says the same
         ([promise(state="kept")], alerts(PAGE), "critical", "1 alert fires: VLLMTTFTBudgetBurn"),
-        ([promise(state="kept")], alerts(alert(), alert("B")), "warning", "2 alerts fire: GPUThrottled, B"),
+        (
+            [promise(state="kept")],
+            alerts(alert(), alert(gpu="1"), alert("B")),
+            "warning",
+            "3 alerts fire: GPUThrottled, B",
+        ),
         ([promise(state="kept")], alerts(alert(state="silenced")), "ok", "All well: 1 engine, no GPU"),
         (
             [promise(state="kept")],
