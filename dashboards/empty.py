@@ -56,8 +56,8 @@ def results(some: Iterable[Query], prometheus: Prometheus) -> Iterator[Result]:
                 known[text] = (len(prometheus.instant(text)), "")
             except QueryError as error:
                 known[text] = (0, str(error))
-        series, error = known[text]
-        yield Result(query, series, error, "" if series or error else _why(query, text, prometheus, known))
+        series, problem = known[text]
+        yield Result(query, series, problem, "" if series or problem else _why(query, text, prometheus, known))
 
 
 def _why(query: Query, text: str, prometheus: Prometheus, known: dict[str, tuple[int, str]]) -> str:
