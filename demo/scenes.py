@@ -120,6 +120,7 @@ SCENES: Final[Mapping[str, Scene]] = {
     "gpu-throttle": Scene(
         "one of the first engine's GPUs overheats from 20 s to 110 s of every 180 s: clocks and power fall, TPOT grows",
         period=180,
+        shapes=(Shape(prompt=Lengths(520, 0.75)), Shape()),  # so much that half the clocks are felt
         events=(Event(20, Action.HEAT, gpu=2), Event(110, Action.COOL, gpu=2)),
     ),
     "xid": Scene(
