@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
     exporter = command("exporter", _exporter, "run the exporter: /metrics, health and the live page")
     _add_settings(exporter)
+    exporter.add_argument("--sla", type=Path, metavar="FILE", help="promises that the live page judges (default: none)")
 
     doctor = command("doctor", _doctor, "look at this machine and say what is there, what is missing and what to do")
     _add_settings(doctor)
@@ -162,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
         help="first engine's port (default 18100; 0: any free ones)",
     )
     demo.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+    demo.add_argument(
+        "--sla", type=Path, metavar="FILE", help="promises on the live page (default: those of `rules build`)"
+    )
     demo.add_argument("--pages-only", action="store_true", help="serve the engines' pages, no exporter")
 
     logs = command("logging-config", _logging_config, "print the logging configuration that makes vLLM's lines JSON")
@@ -214,17 +218,22 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_scene(parser: argparse.ArgumentParser, scenes: Iterable[str]) -> None:
-    parser.add_argument(
-        "--scene", choices=list(scenes), default="steady", help="what happens in the demo (default steady)"
-    )
+    parser.add_argument("--scene", choices=list(scenes), help="what happens in the demo (default steady)")
     parser.add_argument(
         "--times", type=_positive, metavar="N", help="play the scene N times, then even load (default: again and again)"
     )
-    parser.add_argument("--speed", type=_speed, default=1.0, metavar="N", help="play it N times as fast (default 1)")
+    parser.add_argument("--speed", type=_speed, metavar="N", help="play it N times as fast (default 1)")
 
 
 def _play(options: argparse.Namespace) -> Play:
-    return Play(options.scene, options.times, options.speed)
+    return Play(options.scene or "steady", options.times, options.speed or 1.0)
+
+
+def _no_play(options: argparse.Namespace) -> None:
+    """Refuse what only a demo can do: the real machine plays no scenes."""
+    for flag, value in (("--scene", options.scene), ("--times", options.times), ("--speed", options.speed)):
+        if value is not None:
+            raise ConfigError(f"{flag}: expected --demo beside it, found {flag} {value} without")
 
 
 def _scene_lines(scenes: Mapping[str, Scene]) -> str:
@@ -274,7 +283,13 @@ def _exporter(options: argparse.Namespace) -> int:
     from .exporter.serve import serve  # noqa: PLC0415  each command loads what it needs
 
     settings = _settings(options)
-    return asyncio.run(serve(settings, announce=_announce))
+    promises = None
+    if options.sla is not None:
+        from .alerts.sla import load as load_sla  # noqa: PLC0415
+        from .in_force import in_force  # noqa: PLC0415
+
+        promises = in_force(load_sla(options.sla), options.sla, {})
+    return asyncio.run(serve(settings, _announce, promises))
 
 
 def _announce(url: str) -> None:
@@ -284,6 +299,8 @@ def _announce(url: str) -> None:
 def _up(options: argparse.Namespace) -> int:
     from .up import up  # noqa: PLC0415
 
+    if not options.demo:
+        _no_play(options)
     settings = _settings(options)
     play = _play(options) if options.demo else None
     with_prometheus = not options.no_prometheus
@@ -302,6 +319,7 @@ def _demo(options: argparse.Namespace) -> int:
             base_port=options.base_port,
             seed=options.seed,
             pages_only=options.pages_only,
+            sla=options.sla,
         )
     )
 

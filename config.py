@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from .invocation import COMMAND_VARIABLE
-from .scalars import Address, ConfigError, Port, Ratio, Seconds, read_scalar
+from .scalars import Address, ConfigError, Port, Ratio, Seconds, Url, read_scalar
 from .tracing_settings import CONFIG_VARIABLE, TRACING_VARIABLES, TracingSettings
 from .typed_yaml import check_distinct, check_least, from_node, read_yaml, without_none
 
@@ -177,6 +177,7 @@ class Settings:
     host: HostSettings = HostSettings()
     spot: SpotSettings = SpotSettings()
     health: HealthSettings = HealthSettings()
+    alertmanager_url: Url | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tracing: TracingSettings = TracingSettings()
 
@@ -207,6 +208,7 @@ OPTIONS: Final = (
     Option("--gpus", "gpus.enabled", "on|off", "read GPUs through NVML (default on)"),
     Option("--host", "host.mode", "auto|on|off", "metrics of the machine; auto is off where node_exporter runs (default auto)"),
     Option("--spot", "spot.cloud", "CLOUD", "watch for a spot interruption: off, auto, aws, gcp or azure (default off)"),
+    Option("--alertmanager", "alertmanager_url", "URL", "show the alerts of this Alertmanager on the live page"),
     Option("--log-level", "log_level", "LEVEL", "debug, info, warning or error (default info)"),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 
 class ConfigError(Exception):
@@ -24,6 +25,12 @@ class Ratio(float):
 
 class Port(int):
     """A TCP port."""
+
+
+class Url(str):
+    """An http or https address, without user, password, query and fragment."""
+
+    __slots__ = ()
 
 
 class Secret(str):
@@ -87,7 +94,8 @@ def read_scalar(kind: Any, text: str, place: str) -> Any:
     try:
         return reader(text)
     except ValueError:
-        found = "something else" if isinstance(kind, type) and issubclass(kind, Secret) else repr(text)
+        secret = (isinstance(kind, type) and issubclass(kind, Secret)) or (kind is Url and "@" in text)
+        found = "something else" if secret else repr(text)
         raise ConfigError(f"{place}: expected {expected(kind)}, found {found}") from None
 
 
@@ -154,6 +162,15 @@ def _read_header_value(text: str) -> HeaderValue:
     return HeaderValue(text)
 
 
+def _read_url(text: str) -> Url:
+    url = urlsplit(text.strip())
+    if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0 or "@" in url.netloc:
+        raise ValueError
+    if url.query or url.fragment or not (text.isascii() and text.strip().isprintable()) or " " in text.strip():
+        raise ValueError
+    return Url(text.strip().rstrip("/"))
+
+
 def _read_filled(text: str) -> str:
     if not text:
         raise ValueError
@@ -173,6 +190,7 @@ _READERS: Final[Mapping[Any, Callable[[str], Any]]] = {
     Secret: Secret,
     BcryptHash: _read_bcrypt_hash,
     HeaderValue: _read_header_value,
+    Url: _read_url,
 }
 _EXPECTATIONS: Final[Mapping[Any, str]] = {
     str: "text",
@@ -186,6 +204,7 @@ _EXPECTATIONS: Final[Mapping[Any, str]] = {
     Address: "HOST:PORT such as 127.0.0.1:9836",
     BcryptHash: "a bcrypt hash (htpasswd -nBC 10 '')",
     HeaderValue: "one line of printable ASCII",
+    Url: "an address such as http://127.0.0.1:9093, without user, password and query",
 }
 
 

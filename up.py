@@ -17,15 +17,18 @@ from .demo.fleet import Fleet
 from .demo.scenes import SCENES, Play
 from .demo.serve import DemoServers
 from .exporter.local_servers import find_local_servers
+from .exporter.promised import Promises
 from .exporter.scrape_listener import scrape_listener
 from .exporter.serve import running
 from .exporter.sidecar import Sidecar
 from .exporter.stopping import forever, until_stopped
+from .in_force import in_force
 from .older_state import take_over
 from .scalars import ConfigError
 from .standard_output import say
 from .state_folder import DEMO, REAL, StateError, StateFolder, default_folder, expanded, held
 
+TARGET_LABELS: Final = {"job": "vllm-vitals"}  # what the Prometheus beside us calls our series
 _FIRST_LOOK_SECONDS: Final = 10.0
 _FIRST_SCRAPE_SECONDS: Final = 30.0
 
@@ -46,14 +49,15 @@ async def up(
         ConfigError: something that the user named is wrong.
     """
     promises = load(sla or DEFAULT)  # a wrong file is told before anything starts
+    watched = in_force(promises, sla, TARGET_LABELS if with_prometheus else {})
 
     async def work() -> None:
         async with contextlib.AsyncExitStack() as stack:
             folder = _hold(stack, state, REAL if play is None else DEMO) if with_prometheus else None
             if play is None:
-                sidecar = _real(settings)
+                sidecar = _real(settings, watched)
             else:
-                sidecar = await stack.enter_async_context(_simulated(settings, play))
+                sidecar = await stack.enter_async_context(_simulated(settings, play, watched))
             url = await stack.enter_async_context(running(settings, sidecar, runbooks(promises)))
             await _within(_FIRST_LOOK_SECONDS, sidecar.ready.wait())
             _describe(sidecar)
@@ -66,6 +70,7 @@ async def up(
                 except StateError as error:
                     _unusable(error, state)
                 else:
+                    sidecar.watch_alerts(prometheus=companions.prometheus_url, alertmanager=companions.alertmanager_url)
                     await _introduce(companions, f"{sla or 'the default ones'}")
                     say(f"data, logs    {folder.path}")
             say("Ctrl-C stops everything")
@@ -76,9 +81,18 @@ async def up(
 
 
 async def demo(
-    settings: Settings, *, play: Play, engines: int, gpus: int, base_port: int, seed: int, pages_only: bool
+    settings: Settings,
+    *,
+    play: Play,
+    engines: int,
+    gpus: int,
+    base_port: int,
+    seed: int,
+    pages_only: bool,
+    sla: Path | None,
 ) -> int:
     """Run simulated engines, and the sidecar over them, until SIGINT, SIGTERM or SIGHUP; returns the exit code."""
+    promises = in_force(load(sla or DEFAULT), sla, {})
     fleet = Fleet.build(play.scene, engines, gpus, seed, times=play.times)
     say(f"scene {play.scene}: {SCENES[play.scene].description}")
 
@@ -96,7 +110,8 @@ async def demo(
             for name, engine_url in servers.urls.items():
                 say(f"engine     {engine_url}/metrics  {name}")
             if not pages_only:
-                url = await stack.enter_async_context(running(settings, _over(fleet, servers, settings, play.scene)))
+                sidecar = _over(fleet, servers, settings, play, promises)
+                url = await stack.enter_async_context(running(settings, sidecar))
                 say(f"live page  {url}/\nmetrics    {url}/metrics")
             say("Ctrl-C stops everything")
             await forever()
@@ -147,29 +162,32 @@ def _say_over(play: Play) -> None:
     say(f"scene {play.scene} is over: even load goes on")
 
 
-def _real(settings: Settings) -> Sidecar:
+def _real(settings: Settings, promises: Promises) -> Sidecar:
     named = settings.engines or settings.discovery.files or settings.discovery.dns
     finder = None if named else partial(find_local_servers, settings.placement.procfs)
-    return Sidecar(settings, finder=finder)
+    return Sidecar(settings, finder=finder, promises=promises)
 
 
 @contextlib.asynccontextmanager
-async def _simulated(settings: Settings, play: Play) -> AsyncIterator[Sidecar]:
+async def _simulated(settings: Settings, play: Play, promises: Promises) -> AsyncIterator[Sidecar]:
     fleet = Fleet.build(play.scene, times=play.times)
     say(f"demo          scene {play.scene}: {SCENES[play.scene].description}")
     servers = DemoServers(fleet, base_port=0, speed=play.speed, when_over=partial(_say_over, play))
     try:
         await servers.start()
-        yield _over(fleet, servers, settings, play.scene)
+        yield _over(fleet, servers, settings, play, promises)
     finally:
         await servers.close()
 
 
-def _over(fleet: Fleet, servers: DemoServers, settings: Settings, scene: str) -> Sidecar:
+def _over(fleet: Fleet, servers: DemoServers, settings: Settings, play: Play, promises: Promises) -> Sidecar:
     """Return a sidecar over a simulated fleet; the placement is given, since simulated engines have no processes."""
     placement = fleet.placement()
     engines = tuple(EngineSettings(url, name, gpus=placement[name]) for name, url in servers.urls.items())
-    return Sidecar(dataclasses.replace(settings, engines=engines), gpu_source=fleet.gpus, scene=scene)
+    scene = play.scene if play.speed == 1.0 else f"{play.scene}, {play.speed:g} times as fast"
+    return Sidecar(
+        dataclasses.replace(settings, engines=engines), gpu_source=fleet.gpus, scene=scene, promises=promises
+    )
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, object]) -> bool:

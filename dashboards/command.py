@@ -126,14 +126,17 @@ def _ask(options: argparse.Namespace, made: "Mapping[str, Mapping[str, Any]]") -
     from .queries import queries  # noqa: PLC0415
 
     prometheus = Prometheus(options.prometheus, _token(options.token_file) or None, options.timeout)
-    found = Counter[str]()
-    for query, series, error in results((one for data in made.values() for one in queries(data)), prometheus):
+    found, reasons = Counter[str](), Counter[str]()
+    for query, series, error, why in results((one for data in made.values() for one in queries(data)), prometheus):
         place = f"{query.dashboard}: {query.panel}: {query.ref_id}"
         found["failed" if error else "found something" if series else "found nothing"] += 1
         if error:
             print(f"{place}: {error}")
         elif not series:
-            print(f"{place}: nothing{f', needs {query.needs}' if query.needs else ''}: {query.runnable()}")
+            reasons[why.partition(":")[0]] += 1
+            print(f"{place}: nothing, {why}: {query.runnable()}")
+    for why, count in reasons.most_common():
+        print(f"{count} find nothing: {why}")
     print(f"{options.prometheus}: of {found.total()} queries " + ", ".join(f"{n} {what}" for what, n in found.items()))
     return found["failed"]
 

@@ -61,12 +61,21 @@ class EngineConfig:
 
 
 class Outcome(NamedTuple):
-    """How a request left the engine; reason is stop, length, or abort for a client that went away."""
+    """How a request left the engine; reason is stop, length, or abort for a client that went away.
+
+    Times are the fleet's clock, -1 for what it did not get to; so is `cached_tokens`.
+    """
 
     request: Request
     at: float
     generated: int
     reason: str
+    queued_at: float
+    scheduled_at: float
+    first_token_at: float
+    last_token_at: float
+    cached_tokens: int
+    preempted: tuple[tuple[float, float], ...]  # from, until
 
 
 class Work(NamedTuple):
@@ -102,6 +111,8 @@ class _Sequence:
         "generated",
         "joined_step",
         "last_token_at",
+        "preempted",
+        "preempted_at",
         "preemptions",
         "queued_at",
         "request",
@@ -122,6 +133,23 @@ class _Sequence:
         self.joined_step = 0
         self.finish_step = 0
         self.preemptions = 0
+        self.preempted_at = -1.0
+        self.preempted: tuple[tuple[float, float], ...] = ()
+
+    def outcome(self, at: float, reason: str) -> Outcome:
+        """Return how it left the engine."""
+        return Outcome(
+            self.request,
+            at,
+            self.generated,
+            reason,
+            self.queued_at,
+            self.scheduled_at,
+            self.first_token_at,
+            self.last_token_at,
+            self.cached_tokens,
+            self.preempted,
+        )
 
 
 class EngineStats:
@@ -339,6 +367,9 @@ class Engine:
             seq.cached_tokens = seq.computed
             stats.prefix_queries += prompt_tokens
             stats.prefix_hits += seq.cached_tokens
+        if seq.preempted_at >= 0:
+            seq.preempted += ((seq.preempted_at, now),)
+            seq.preempted_at = -1.0
         seq.state = _State.PREFILL
         self._prefilling.append(seq)
         self._running.append(seq)
@@ -422,6 +453,7 @@ class Engine:
         self._leave_running(seq)
         seq.state = _State.WAITING
         seq.preemptions += 1
+        seq.preempted_at = now
         self.stats.preemptions += 1
         self._waiting.appendleft(seq)
 
@@ -438,7 +470,7 @@ class Engine:
         seq.state = _State.GONE
         self.stats.aborted += 1
         self.stats.aborted_tokens += seq.generated
-        self._outcomes.append(Outcome(seq.request, at, seq.generated, "abort"))
+        self._outcomes.append(seq.outcome(at, "abort"))
 
     def _finish(self, seq: _Sequence, now: float) -> None:
         stats, request = self.stats, seq.request
@@ -466,4 +498,4 @@ class Engine:
         }
         for family, value in observed.items():
             stats.histograms[family].observe(value)
-        self._outcomes.append(Outcome(request, now, seq.generated, reason))
+        self._outcomes.append(seq.outcome(now, reason))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from .clock import Clock
 from .engine import BLOCK_SIZE, Engine, EngineConfig
 from .families import CACHE_CONFIG, ENGINE, HTTP, PROCESS, TOKENS, Family, created_name, token_bounds
 from .histogram import Histogram
@@ -126,8 +127,8 @@ class Page:
         self._cache_config = _cache_config(config, engines)
         self._created = created
 
-    def text(self, process: Process, engines: Sequence[Engine], http: HttpLayer, epoch: float) -> bytes:
-        """Return the page; `epoch` is the Unix time at which the fleet's clock was 0."""
+    def text(self, process: Process, engines: Sequence[Engine], http: HttpLayer, clock: Clock) -> bytes:
+        """Return the page; `clock` is the fleet's."""
         parts = [_process_text(process)]
         counted = [engine.values() for engine in engines]
         for name, header, engine_lines, created in self._blocks:
@@ -140,7 +141,7 @@ class Page:
                 else:
                     parts += [f"{line}0.0\n" for line in lines]
             parts.append(created)
-        parts += [self._cache_config, _http_text(http, epoch, self._created)]
+        parts += [self._cache_config, _http_text(http, clock, self._created)]
         return "".join(parts).encode()
 
 
@@ -204,13 +205,13 @@ def _process_text(process: Process) -> str:
     return "".join(parts)
 
 
-def _http_text(http: HttpLayer, epoch: float, created: float) -> str:
+def _http_text(http: HttpLayer, clock: Clock, created: float) -> str:
     requests, request_size, response_size, fine, coarse = HTTP
     by_status = {
-        _labels(handler=handler, method="POST", status=status): (number, epoch + first)
+        _labels(handler=handler, method="POST", status=status): (number, clock.unix(first))
         for (handler, status), (number, first) in http.requests.items()
     }
-    by_handler = [(_labels(handler=path), epoch + handler.created) for path, handler in http.handlers.items()]
+    by_handler = [(_labels(handler=path), clock.unix(handler.created)) for path, handler in http.handlers.items()]
     parts = [_header(requests.name, requests.kind, requests.help)]
     parts += [f"{requests.name}{{{labels}}} {go_float(number)}\n" for labels, (number, _) in by_status.items()]
     parts.append(_created(requests, ((labels, at) for labels, (_, at) in by_status.items())))
@@ -228,6 +229,8 @@ def _http_text(http: HttpLayer, epoch: float, created: float) -> str:
     for path, handler in http.handlers.items():
         lines = _histogram_lines(coarse.name, coarse.bounds, handler=path, method="POST")
         parts.append(_histogram_text(lines, handler.durations))
-    times = [(_labels(handler=path, method="POST"), epoch + handler.created) for path, handler in http.handlers.items()]
+    times = [
+        (_labels(handler=path, method="POST"), clock.unix(handler.created)) for path, handler in http.handlers.items()
+    ]
     parts.append(_created(coarse, times))
     return "".join(parts)

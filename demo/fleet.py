@@ -5,6 +5,7 @@ from dataclasses import replace
 from random import Random
 from typing import Final, NamedTuple
 
+from .clock import Clock
 from .engine import Engine, Work
 from .gpus import Load, SimulatedGpus
 from .models import MODELS, Model
@@ -61,6 +62,7 @@ class Fleet:
         self._seats = seats
         self._ticks = 0
         self._played = 0  # events, over all cycles
+        self._keep_time(gpus.clock)
         self._before: dict[tuple[int, int], tuple[Engine, Work]] = {}
         self._actions: dict[Action, Callable[[Event], None]] = {
             Action.HEAT: lambda event: self._on_gpu(event, gpus.heat),
@@ -113,13 +115,18 @@ class Fleet:
     @property
     def epoch(self) -> float:
         """Return the Unix time at which the clock was 0."""
-        return self.gpus.epoch
+        return self.gpus.clock.epoch
 
-    def begin_at(self, epoch: float) -> None:
-        """Set the Unix time of clock 0; raises RuntimeError once the fleet has been played."""
+    def begin_at(self, epoch: float, speed: float = 1.0) -> None:
+        """Set the Unix time of clock 0, and its speed; raises RuntimeError once the fleet has been played."""
         if self._ticks:
             raise RuntimeError("the fleet has been played already")
-        self.gpus.epoch = epoch
+        self._keep_time(Clock(epoch, speed))
+
+    def _keep_time(self, clock: Clock) -> None:
+        self.gpus.keep_time(clock)
+        for server in self.servers:
+            server.clock = clock
 
     def advance(self, to: float) -> None:
         """Play up to a moment, in whole ticks."""
@@ -139,7 +146,7 @@ class Fleet:
 
     def page(self, server: Server) -> bytes:
         """Return a server's metrics page."""
-        return server.page(self.epoch)
+        return server.page()
 
     def placement(self) -> dict[str, tuple[str, ...]]:
         """Return the UUIDs of each server's GPUs, as a config would name them."""

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from ..exporter.gpu_types import GpuError, GpuProcess, XidEvent
 from ..exporter.series import Sample, label_pairs
+from .clock import Clock
 
 NAME: Final = "NVIDIA H100 80GB HBM3 (simulated)"
 
@@ -82,6 +83,7 @@ class SimulatedGpu:
 
     def __init__(self, index: int, identity: str, lock: Condition, random: Random) -> None:
         self.index = index
+        self.lapse = 1.0  # fleet seconds in one of everybody's, who sees as many times the watts
         self.uuid = identity
         self.name = NAME
         self.pci_bus_id = f"00000000:{0x1A + index:02X}:00.0"
@@ -126,7 +128,7 @@ class SimulatedGpu:
         working = min(1.0, load.pace / self.speed)
         self._prefill += (load.prefill * working - self._prefill) * blend
         self._decode += (load.decode * working - self._decode) * blend
-        self._busy_seconds += busy * seconds
+        self._busy_seconds += busy * seconds / self.lapse  # never more than pass
 
         dynamic = _ACTIVE_WATTS * busy + working * (_PREFILL_WATTS * load.prefill + _DECODE_WATTS * load.decode)
         noise = 1.0 + self._random.uniform(-0.01, 0.01)
@@ -150,7 +152,7 @@ class SimulatedGpu:
         self._throttled.update(sw_power_cap=capped, sw_thermal=self.speed < 1.0)
         for reason in ("sw_power_cap", "sw_thermal"):
             if self._throttled[reason]:
-                self._throttle_seconds[reason] += seconds
+                self._throttle_seconds[reason] += seconds / self.lapse
         self._link_bytes += load.link_bytes
         for direction, rate in enumerate(_PCIE_BYTES_PER_SECOND):
             self._pcie_bytes[direction] += rate * busy * seconds
@@ -185,8 +187,8 @@ class SimulatedGpu:
             Sample("nvidia_gpu_memory_used_bytes", "", used),
             Sample("nvidia_gpu_memory_free_bytes", "", _MEMORY_BYTES - _RESERVED_BYTES - used),
             Sample("nvidia_gpu_memory_reserved_bytes", "", _RESERVED_BYTES),
-            Sample("nvidia_gpu_power_watts", 'kind="average"', round(self._average_power, 3)),
-            Sample("nvidia_gpu_power_watts", 'kind="instant"', self._power),
+            Sample("nvidia_gpu_power_watts", 'kind="average"', round(self.lapse * self._average_power, 3)),
+            Sample("nvidia_gpu_power_watts", 'kind="instant"', self.lapse * self._power),
             Sample("nvidia_gpu_energy_joules_total", "", self._energy),
             Sample("nvidia_gpu_temperature_celsius", 'sensor="gpu"', round(self._celsius)),
             Sample("nvidia_gpu_temperature_celsius", 'sensor="memory"', round(self._celsius * 0.93 + 2)),
@@ -216,7 +218,10 @@ class SimulatedGpu:
                   ("corrected", "aggregate"): 0, ("uncorrected", "aggregate"): self.uncorrected_errors}  # fmt: skip
         return [
             self._info,
-            *(Sample("nvidia_gpu_power_limit_watts", f'kind="{kind}"', watts) for kind, watts in limits.items()),
+            *(
+                Sample("nvidia_gpu_power_limit_watts", f'kind="{kind}"', self.lapse * watts)
+                for kind, watts in limits.items()
+            ),
             *(Sample("nvidia_gpu_clock_max_hertz", f'domain="{domain}"', hertz) for domain, hertz in maxima.items()),
             Sample("nvidia_gpu_bar1_memory_total_bytes", "", _BAR1_BYTES),
             Sample("nvidia_gpu_bar1_memory_used_bytes", "", 8_388_608),
@@ -249,13 +254,13 @@ class SimulatedGpus:
     """A GPU source as the exporter expects it, and the handles by which a scene moves it.
 
     Attributes:
-        epoch: Unix time at which the fleet's clock was 0.
+        clock: the fleet's.
         uuids: by index.
     """
 
     def __init__(self, count: int, seed: int, epoch: float) -> None:
         random = Random(f"{seed}:gpus")  # noqa: S311  reproducible, and nothing secret
-        self.epoch = epoch
+        self.clock = Clock(epoch)
         self._now = 0.0
         self._lock = Condition()
         self.uuids = tuple(f"GPU-{uuid.UUID(int=random.getrandbits(128), version=4)}" for _ in range(count))
@@ -263,6 +268,13 @@ class SimulatedGpus:
             SimulatedGpu(index, identity, self._lock, random) for index, identity in enumerate(self.uuids)
         )
         self._xids: list[XidEvent] = []
+
+    def keep_time(self, clock: Clock) -> None:
+        """Follow this clock: where it is fast, a second sees as many more joules, and no more busy seconds than one."""
+        with self._lock:
+            self.clock = clock
+            for gpu in self._gpus:
+                gpu.lapse = clock.speed
 
     def open(self) -> Sequence[SimulatedGpu]:
         """Return the GPUs, lost ones too, as NVML goes on counting them; raises GpuError when there is none."""
@@ -324,5 +336,5 @@ class SimulatedGpus:
             if code == 94:
                 device.uncorrected_errors += 1
                 device.remap_pending = True
-            self._xids.append(XidEvent(device.uuid, code, self.epoch + self._now))
+            self._xids.append(XidEvent(device.uuid, code, self.clock.unix(self._now)))
             self._lock.notify_all()

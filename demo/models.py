@@ -39,7 +39,7 @@ MODELS: Final = (
             kv_bytes_per_token=327_680,  # 80 layers x 8 KV heads x 128 x K and V x 2 bytes
             collective_bytes_per_token=3.9e6,  # 2 all-reduces per layer of 8192 x 2 bytes, ring over 4
         ),
-        Traffic(rate=3.5, prompt=Lengths(450, 0.9), output=Lengths(180, 0.6)),
+        Traffic(rate=3.5, prompt=Lengths(400, 0.75), output=Lengths(180, 0.6)),
         engines=1,
     ),
     Model(

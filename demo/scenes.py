@@ -97,9 +97,9 @@ _FILL: Final = (Phase(0, 4.0), Phase(30, 1.2), Phase(150, 0.2))  # fast, then he
 SCENES: Final[Mapping[str, Scene]] = {
     "steady": Scene("two models under even load: the normal picture", period=60),
     "burst": Scene(
-        "every 90 s five times the arrivals for 14 s: a queue builds up and TTFT p99 grows",
+        "every 90 s six times the arrivals for 14 s: a queue builds up and TTFT p99 grows",
         period=90,
-        shapes=(Shape(phases=(Phase(0, 1.0), Phase(25, 5.0), Phase(39, 1.0))),),
+        shapes=(Shape(phases=(Phase(0, 1.0), Phase(25, 6.0), Phase(39, 1.0))),),
     ),
     "kv-pressure": Scene(
         "long contexts and long answers: the KV cache fills up, sequences are preempted and computed again",
@@ -120,6 +120,7 @@ SCENES: Final[Mapping[str, Scene]] = {
     "gpu-throttle": Scene(
         "one of the first engine's GPUs overheats from 20 s to 110 s of every 180 s: clocks and power fall, TPOT grows",
         period=180,
+        shapes=(Shape(prompt=Lengths(520, 0.75)), Shape()),  # so much that half the clocks are felt
         events=(Event(20, Action.HEAT, gpu=2), Event(110, Action.COOL, gpu=2)),
     ),
     "xid": Scene(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..exporter.http_server import HttpServer, Request, Response
+from ..exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
 from .exposition import CONTENT_TYPE
 from .fleet import TICK, Fleet
 from .server import Server
@@ -27,7 +28,8 @@ class DemoServers:
         fleet: what is played.
         host: to listen on.
         base_port: of the first server, the others follow; 0: any free ones.
-        speed: seconds of the fleet's clock per second; times on the pages run ahead with it.
+        speed: seconds of the fleet's clock per second. Requests, tokens and joules come as many times as often, watts
+            with them; latencies stay those of the scene, times on pages everybody's.
         when_over: called once the scene has been played as often as it should.
 
     Attributes:
@@ -55,7 +57,7 @@ class DemoServers:
     async def start(self) -> None:
         """Listen for every server that is up, and start the clock; raises OSError when a port is taken."""
         if self._fleet.now == 0:
-            self._fleet.begin_at(time.time())
+            self._fleet.begin_at(time.time(), self._speed)
         try:
             for number, server in enumerate(self._fleet.servers):
                 self._ports[server.name] = self._base_port + number if self._base_port else 0
@@ -117,12 +119,17 @@ class DemoServers:
         match request.path:
             case "/metrics" | "/metrics/":
                 return Response(200, self._fleet.page(server), CONTENT_TYPE)
+            case "/metrics/requests":
+                openmetrics = accepts_openmetrics(request.headers.get("accept", ""))
+                return Response(
+                    200, server.requests.text(openmetrics=openmetrics), OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
+                )
             case "/health" | "/ping":
                 return Response(200)
             case "/version":
                 return _json({"version": _VERSION})
             case "/v1/models":
-                return _json(_models(server, self._fleet.epoch + server.started))
+                return _json(_models(server, server.clock.unix(server.started)))
             case _:
                 return _NOT_FOUND
 

@@ -3,9 +3,11 @@
 from random import Random
 from typing import Final
 
+from .clock import Clock
 from .engine import Engine, EngineConfig
 from .exposition import Page, Process
 from .http_layer import HttpLayer
+from .request_page import RequestPage
 from .workload import Traffic, Workload
 
 LOAD_SECONDS: Final = 22.0  # from the process's start until the port answers: weights, graph capture
@@ -22,6 +24,8 @@ class Server:
         up: whether the port answers.
         started: when its present process began to answer, on the fleet's clock.
         engines: its engine cores; replaced at a restart.
+        requests: what the plugin would count.
+        clock: the fleet's.
     """
 
     def __init__(
@@ -33,11 +37,14 @@ class Server:
         self._size = engines
         self._pid = _FIRST_PID + number * 10_000
         self._workload = Workload(traffic, config.max_model_len, random)
+        self._traces = Random(f"{name}:traces")  # noqa: S311  of their own, so that no traffic depends on them
+        self.clock = Clock(0.0)
         self._start(0.0)
 
     def _start(self, now: float) -> None:
         self.engines = tuple(Engine(self.config, now) for _ in range(self._size))
         self.http = HttpLayer()
+        self.requests = RequestPage(self.config.model_name, self._traces)
         self.started = now
         self._page: Page | None = None
         self.now = now
@@ -77,26 +84,28 @@ class Server:
         for request in arrivals:
             if request.bad:
                 self.http.refused(request, request.arrival + _REFUSAL_SECONDS)
+                self.requests.refused(request, request.arrival + _REFUSAL_SECONDS, self.clock)
             else:
                 min(self.engines, key=_load).submit(request)
         for engine in self.engines:
             for outcome in engine.advance(to):
                 self.http.answered(outcome.request, outcome.at, outcome.generated)
+                self.requests.answered(outcome, self.clock)
                 if outcome.reason != "abort":
                     self._workload.answered(outcome.request, outcome.generated)
 
-    def page(self, epoch: float) -> bytes:
-        """Return the metrics page; `epoch` is the Unix time at which the fleet's clock was 0."""
+    def page(self) -> bytes:
+        """Return the metrics page."""
         if self._page is None:
-            self._page = Page(self.config, self._size, epoch + self.started)
-        return self._page.text(self._process(epoch), self.engines, self.http, epoch)
+            self._page = Page(self.config, self._size, self.clock.unix(self.started))
+        return self._page.text(self._process(), self.engines, self.http, self.clock)
 
-    def _process(self, epoch: float) -> Process:
+    def _process(self) -> Process:
         requests = sum(number for number, _ in self.http.requests.values())
         tokens = sum(engine.stats.generation_tokens for engine in self.engines)
         uptime = self.now - self.started
         return Process(
-            start_time_seconds=round(epoch + self.started - LOAD_SECONDS, 2),
+            start_time_seconds=round(self.clock.unix(self.started) - LOAD_SECONDS, 2),
             cpu_seconds_total=15.0 + 0.01 * uptime + 0.004 * requests + 0.0001 * tokens,
             resident_memory_bytes=float(620 * 2**20),
             open_fds=40 + sum(engine.running for engine in self.engines),

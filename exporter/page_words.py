@@ -16,6 +16,8 @@ _NAMED: Final = 2  # of several in one phrase
 _STALE_SECONDS: Final = 10.0  # readings of a GPU older than this are said to be
 _QUEUE_SECONDS: Final = 20.0  # requests wait at every burst; a queue that stays is worth a word
 
+NO_ALERTS: Final[Row] = {"sources": (), "rows": (), "total": 0}
+
 # Reasons that keep the clocks down without anybody being to blame for it are no news.
 _QUIET_THROTTLES: Final = frozenset(("idle", "gpu_idle", "low_utilization", "application_clocks", "display_clocks"))
 _THROTTLES: Final[Mapping[str, tuple[Level, str]]] = {
@@ -124,42 +126,112 @@ def gpu_level(notes: Iterable[Row]) -> Level:
     return max((note["level"] for note in notes if note["level"] != "note"), key=_ORDER.index, default="ok")
 
 
-def verdict(engines: Sequence[Row], gpus: Sequence[Row]) -> dict[str, Any]:
-    """Return the verdict on rows that have their level: a headline, and one problem for each row that has one."""
+def verdict(
+    engines: Sequence[Row], gpus: Sequence[Row], promises: Sequence[Row] = (), alerts: Row = NO_ALERTS
+) -> dict[str, Any]:
+    """Return the verdict on rows that have their level: a headline, and one problem for each row that has one.
+
+    `All well` is said only where nothing is wrong, no promise burns or is not known, and no alert fires or waits.
+    """
     groups: tuple[tuple[str, str, Sequence[Row], Callable[[Row], str]], ...] = (
         ("engine", "down", _bad(engines, "critical", up=False), lambda row: f"{row['server']} ({row['reason']})"),
         ("engine", "not working", _bad(engines, "critical", up=True), _server),
-        ("GPU", "not readable", _bad(gpus, "critical", up=False), _gpu_name),
-        ("GPU", "critical", _bad(gpus, "critical", up=True), _gpu_name),
-        ("GPU", "with a warning", _bad(gpus, "warning"), _gpu_name),
+        ("GPU", "not readable", _bad(gpus, "critical", up=False), _gpu_and_why),
+        ("GPU", "critical", _bad(gpus, "critical", up=True), _gpu_and_why),
+        ("GPU", "with a warning", _bad(gpus, "warning"), _gpu_and_why),
         ("engine", "not looked at yet", _bad(engines, "wait"), _server),
         ("GPU", "being opened", _bad(gpus, "wait"), _gpu_name),
     )
     said = [f"{_count(rows, kind)} {state}: {_names(rows, name)}" for kind, state, rows, name in groups if rows]
+    burning = [row for row in promises if row["state"] == "burning"]
+    if burning:
+        said.append(f"{_count(burning, 'promise')} burn{'s' if len(burning) == 1 else ''}: {_where(burning)}")
+    unexplained = unexplained_alerts(alerts, burning)
+    if unexplained:
+        verb = "fires" if len(unexplained) == 1 else "fire"
+        said.append(f"{_count(unexplained, 'alert')} {verb}: {_some(_alert_names(unexplained))}")
     levels = [row["level"] for row in (*engines, *gpus)]
     level: Level = max(levels, key=_ORDER.index) if levels else "wait"
+    level = max((level, *(row["level"] for row in burning), *map(alert_level, unexplained)), key=_ORDER.index)
+    weighed = _weighed(engines, promises)
     if not said:
         who = [_count(engines, "engine") if engines else "no engine", _count(gpus, "GPU") if gpus else "no GPU"]
         start = "All well" if engines else "GPUs are well" if gpus else "Nothing to watch yet"
-        weighed = [
-            f"{phrase} {_names(rows, _server)}"
-            for words, phrase in ((_QUEUED, "requests keep waiting at"), (_PREEMPTED, "the KV cache overflows at"))
-            if (rows := [row for row in engines if any(note["words"] == words for note in row["notes"])])
-        ]
+        weighed += _open(promises, alerts) if engines else []
         if weighed:
             start, level = "All up", "note"
-        said = ["; ".join([f"{start}: {', '.join(who)}", *weighed])]
+        said = [f"{start}: {', '.join(who)}"]
+    elif not burning:
+        weighed = []
     return {
         "level": level,
-        "words": "; ".join(said),
+        "words": "; ".join([*said, *weighed]),
         "totals": totals(engines, gpus),
         "problems": [
-            _problem(kind, row)
-            for kind, _, rows, _ in groups
-            for row in rows
-            if row["level"] in {"warning", "critical"}
+            *(
+                _problem(kind, row)
+                for kind, _, rows, _ in groups
+                for row in rows
+                if row["level"] in {"warning", "critical"}
+            ),
+            *map(_promise_problem, burning),
+            *map(_alert_problem, unexplained),
         ],
     }
+
+
+def unexplained_alerts(alerts: Row, burning: Iterable[Row]) -> list[Row]:
+    """Return the alerts that fire, without those of promises that we see burning ourselves."""
+    ours = {(row["service"], row["indicator"]) for row in burning}
+    return [
+        row
+        for row in alerts["rows"]
+        if row["state"] == "firing" and (row["labels"].get("service"), row["labels"].get("slo")) not in ours
+    ]
+
+
+def alert_level(alert: Row) -> Level:
+    """Return how loud an alert is: one that calls somebody is critical, silenced and inhibited ones are a note."""
+    if alert["state"] != "firing":
+        return "note"
+    return "critical" if alert["severity"] in {"page", "critical"} else "warning"
+
+
+def _weighed(engines: Sequence[Row], promises: Sequence[Row]) -> list[str]:
+    """Return what weighs on engines without being anybody's failure."""
+    found = [
+        f"{phrase} {_names(rows, _server)}"
+        for words, phrase in ((_QUEUED, "requests keep waiting at"), (_PREEMPTED, "the KV cache overflows at"))
+        if (rows := [row for row in engines if any(note["words"] == words for note in row["notes"])])
+    ]
+    broken = [row for row in promises if row["state"] == "broken"]
+    return [*found, f"less than promised: {_where(broken)}"] if broken else found
+
+
+def _open(promises: Sequence[Row], alerts: Row) -> list[str]:
+    """Return what keeps us from saying that all is well."""
+    unknown = sum(row["state"] == "unknown" for row in promises)
+    found = [f"{unknown} of {_count(promises, 'promise')} not known"] if unknown else []
+    pending = [row for row in alerts["rows"] if row["state"] == "pending"]
+    found += [f"{_count(pending, 'alert')} pending: {_some(_alert_names(pending))}"] if pending else []
+    return found + [f"alerts of {row['name']} cannot be read" for row in alerts["sources"] if row["error"]]
+
+
+def _where(promises: Sequence[Row]) -> str:
+    """Return promises by the place where they hurt: `TTFT, queue time at llama and 2 more`."""
+    by_place: dict[str, dict[str, None]] = {}
+    for row in promises:
+        by_place.setdefault(promise_place(row), {})[row["title"]] = None
+    said = [f"{', '.join(titles)} at {place}" for place, titles in [*by_place.items()][:_NAMED]]
+    rest = len(by_place) - len(said)
+    return "; ".join(said) + (f"; and at {rest} more" if rest else "")
+
+
+def promise_place(promise: Row) -> str:
+    """Return where a promise hurts: servers, else the labels of its budget, else its service."""
+    servers = promise["hurts"] or (promise["servers"] if len(promise["servers"]) == 1 else [])
+    labels = [value for value in promise["labels"].values() if value]
+    return _some(servers) if servers else " ".join(labels) or promise["service"]
 
 
 def totals(engines: Sequence[Row], gpus: Sequence[Row]) -> str:
@@ -191,12 +263,30 @@ def _problem(kind: str, row: Row) -> dict[str, Any]:
         on = f" ({', '.join(row['servers'])})" if row["servers"] else ""
         who, words = _gpu_name(row) + on, [one["words"] for one in row["notes"] if _ORDER.index(one["level"]) > 1]
     return {
+        "kind": kind,
         "level": row["level"],
         "server": row["server"] if kind == "engine" else "",
         "uuid": row["uuid"] if kind == "GPU" else "",
         "who": who,
         "words": "; ".join(words),
     }
+
+
+def _promise_problem(promise: Row) -> dict[str, Any]:
+    return {
+        "kind": "promise",
+        "level": promise["level"],
+        "server": promise["hurts"][0] if promise["hurts"] else "",
+        "uuid": "",
+        "who": f"{promise['title']} at {promise_place(promise)}",
+        "words": f"{promise['words']}; promised: {promise['promise']}",
+    }
+
+
+def _alert_problem(alert: Row) -> dict[str, Any]:
+    words = alert["summary"] or alert["description"] or alert["state"]
+    level = alert_level(alert)
+    return {"kind": "alert", "level": level, "server": "", "uuid": "", "who": alert["name"], "words": words}
 
 
 def _bad(rows: Sequence[Row], level: Level, *, up: bool | None = None) -> list[Row]:
@@ -211,10 +301,26 @@ def _gpu_name(row: Row) -> str:
     return f"GPU {row['gpu']}"
 
 
+def _gpu_and_why(row: Row) -> str:
+    """Return a GPU with its worst trouble."""
+    told = [note for note in row["notes"] if note["level"] == row["level"]]
+    why = told[0]["words"].removeprefix("not readable: ") if told else ""
+    return f"{_gpu_name(row)} ({why})" if why else _gpu_name(row)
+
+
+def _alert_names(alerts: Iterable[Row]) -> list[str]:
+    """Return each name once: one alert fires by several tiers and for several models."""
+    return list(dict.fromkeys(str(row["name"]) for row in alerts))
+
+
 def _count(rows: Sequence[Row], kind: str) -> str:
     return f"{len(rows)} {kind}{'' if len(rows) == 1 else 's'}"
 
 
 def _names(rows: Sequence[Row], name: Callable[[Row], str]) -> str:
-    rest = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-    return ", ".join(name(row) for row in rows[:_NAMED]) + rest
+    return _some([name(row) for row in rows])
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .exposition import ServerPage
+from .request_pages import RequestPage
 
 _LINE: Final = re.compile(rb"(?m)^([^{\n]*)\{([^\n]*)\} (\S+)")
 _LABEL: Final = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\\n]*(?:\\.[^"\\\n]*)*)"')
@@ -57,12 +58,12 @@ def read(page: ServerPage, raw: bytes, at: float) -> Reading:
     """Return the numbers of a page; `raw` is the page as it came, since process_* is not on ours."""
 
     def total(family: str, reduce: Callable[[Iterable[float]], float] = sum) -> float | None:
-        values = [value for _, _, value in _samples(page, family)]
+        values = [value for _, _, value in samples(page, family)]
         return reduce(values) if values else None
 
     started = _START_TIME.search(raw)
-    moving = [value for name, _, value in _samples(page, "vllm:iteration_tokens_total") if name.endswith(b"_count")]
-    moving += [value for family in _TOKENS for _, _, value in _samples(page, family)]
+    moving = [value for name, _, value in samples(page, "vllm:iteration_tokens_total") if name.endswith(b"_count")]
+    moving += [value for family in _TOKENS for _, _, value in samples(page, family)]
     return Reading(
         at=at,
         kind="sglang" if b"# TYPE sglang:" in raw else "vllm" if b"# TYPE vllm:" in raw else "unknown",
@@ -85,7 +86,8 @@ def read(page: ServerPage, raw: bytes, at: float) -> Reading:
     )
 
 
-def _samples(page: ServerPage, family: str) -> Iterator[tuple[bytes, dict[str, str], float]]:
+def samples(page: ServerPage | RequestPage, family: str) -> Iterator[tuple[bytes, dict[str, str], float]]:
+    """Yield (sample name, labels, value) of a family; what is no finite number is left out."""
     found = page.families.get(family.encode())
     if found is None:
         return
@@ -112,14 +114,14 @@ def _finite(text: bytes) -> float | None:
 def _pairs(page: ServerPage) -> tuple[tuple[str, str], ...]:
     rows = {
         (labels.get("engine", ""), labels.get("model_name", ""))
-        for _, labels, _ in _samples(page, "vllm:num_requests_running")
+        for _, labels, _ in samples(page, "vllm:num_requests_running")
     }
     return tuple(sorted(rows))
 
 
 def _histogram(page: ServerPage, family: str) -> Histogram | None:
     counts: dict[float, float] = {}
-    for name, labels, value in _samples(page, family):
+    for name, labels, value in samples(page, family):
         if name.endswith(b"_bucket") and "le" in labels:
             bound = math.inf if labels["le"] == "+Inf" else _finite(labels["le"].encode())
             if bound is not None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from ..config import Settings
 from ..scalars import ConfigError
 from .http_server import HttpServer
+from .promised import Promises
 from .routes import Routes
 from .runbook_pages import RunbookPages
 from .sidecar import Sidecar
@@ -52,11 +53,17 @@ async def running(
         await sidecar.stop()
 
 
-async def serve(settings: Settings, announce: Callable[[str], None]) -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP; returns the exit code."""
+async def serve(settings: Settings, announce: Callable[[str], None], promises: Promises | None = None) -> int:
+    """Serve until SIGINT, SIGTERM or SIGHUP; returns the exit code.
+
+    Args:
+        settings: the user's settings.
+        announce: gets the URL.
+        promises: what the live page judges by, None for nothing.
+    """
 
     async def work() -> None:
-        async with running(settings, Sidecar(settings)) as url:
+        async with running(settings, Sidecar(settings, promises=promises)) as url:
             announce(url)
             await forever()
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ..config import EngineSettings, Settings
+from .alert_watch import AlertWatch
 from .discovery import Finder, ServerList
 from .engine_processes import EngineProcesses
 from .engines import Engine, Fetched
@@ -20,6 +21,8 @@ from .history import WINDOW_SECONDS, Track
 from .host import Host
 from .placement import EngineFacts, GpuFacts
 from .placement_thread import Placement
+from .promise_watch import PromiseWatch
+from .promised import Promises
 from .request_pages import merged as merged_request_pages
 from .self_metrics import self_samples
 from .series import Sample, label_pairs, page, render
@@ -45,10 +48,17 @@ class Sidecar:
         gpu_source: where GPUs come from; None for NVML.
         finder: looks for servers on this machine.
         scene: name of the demo's scene, for the page.
+        promises: what the live page judges by; None for nothing.
     """
 
     def __init__(
-        self, settings: Settings, *, gpu_source: GpuSource | None = None, finder: Finder | None = None, scene: str = ""
+        self,
+        settings: Settings,
+        *,
+        gpu_source: GpuSource | None = None,
+        finder: Finder | None = None,
+        scene: str = "",
+        promises: Promises | None = None,
     ) -> None:
         self.settings = settings
         self._scene = scene
@@ -61,6 +71,9 @@ class Sidecar:
             settings.host.mode, str(settings.placement.procfs), node_exporter=settings.host.node_exporter_url
         )
         self._spot = SpotWatcher(settings.spot.cloud, settings.spot.endpoint)
+        # Three samples, as a scraper would take them: the page's figures are of minutes.
+        self._promises = PromiseWatch(promises, 3 * settings.sample_interval) if promises is not None else None
+        self._alerts = AlertWatch(alertmanager=settings.alertmanager_url or "")
         self._gpu_tracks: dict[str, dict[str, Track]] = defaultdict(self._new_gpu_tracks)
         self._energy: dict[str, EnergyWindow] = defaultdict(EnergyWindow)
         self._tasks: list[asyncio.Task[None]] = []
@@ -85,6 +98,7 @@ class Sidecar:
         self._placement.start()
         self._host.start()
         self._spot.start()
+        self._alerts.start()
         self._take_servers()
         rounds = [self._every(self.settings.sample_interval, self._observe)]
         if self._servers.dynamic:
@@ -99,7 +113,7 @@ class Sidecar:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for engine in self.engines:
             engine.close()
-        stops = [self._placement.stop, self._host.stop, self._spot.stop]
+        stops = [self._placement.stop, self._host.stop, self._spot.stop, self._alerts.stop]
         if self._gpus is not None:
             stops.append(self._gpus.stop)
         await asyncio.gather(*(asyncio.to_thread(stop) for stop in stops), return_exceptions=True)
@@ -226,6 +240,9 @@ class Sidecar:
         interval = self.settings.sample_interval
         timeout = self.settings.scrape_timeout
         await asyncio.gather(*(engine.observe(interval, timeout) for engine in self.engines))
+        if self._promises is not None:
+            with self._guarded("promises"):
+                await self._promises.look(self.engines, timeout)
         gpus = self.gpu_snapshots()
         for gpu in gpus:
             for name, family, labels in _GPU_TRACKS:
@@ -267,8 +284,17 @@ class Sidecar:
             self.settings.health,
             gpu_reason=self.gpu_reason(),
             interval=self.settings.sample_interval,
+            promises=self._promises.rows if self._promises is not None else (),
+            sla=self._promises.origin if self._promises is not None else "",
+            alerts=self._alerts.latest,
             scene=self._scene,
         )
+
+    def watch_alerts(self, *, prometheus: str, alertmanager: str) -> None:
+        """Show the alerts of these from now on, by URL, empty for none; an Alertmanager of the settings stays."""
+        self._alerts.stop()
+        self._alerts = AlertWatch(prometheus, self.settings.alertmanager_url or alertmanager)
+        self._alerts.start()
 
     def _new_gpu_tracks(self) -> dict[str, Track]:
         return {name: Track(self.settings.sample_interval) for name, _, _ in _GPU_TRACKS}

@@ -9,12 +9,14 @@ from .. import __version__
 from ..config import HealthSettings
 from ..invocation import as_called
 from ..xid import XIDS
+from .alert_watch import Alerts, alert_rows
 from .engines import Engine
 from .gpu_types import GpuSnapshot
 from .gpu_xids import TOTAL as XID_TOTAL
 from .health import Verdict, engine_verdict, gpu_verdict, last_xids
 from .history import ReadingRing, Track
 from .page_words import (
+    alert_level,
     engine_notes,
     engine_past,
     engine_state,
@@ -22,6 +24,7 @@ from .page_words import (
     gpu_models,
     gpu_notes,
     index_ranges,
+    promise_place,
     throttles,
     verdict,
 )
@@ -65,6 +68,9 @@ def vitals(
     *,
     gpu_reason: str,
     interval: float,
+    promises: Sequence[Mapping[str, Any]] = (),
+    sla: str = "",
+    alerts: Alerts,
     scene: str = "",
 ) -> dict[str, Any]:
     """Return the whole answer of /api/vitals; None stands for what is not known."""
@@ -75,13 +81,17 @@ def vitals(
         _gpu(gpu, gpu_tracks.get(gpu.uuid, {}), servers_of[gpu.uuid], gpu_verdict(gpu, limits, now), now)
         for gpu in gpus
     ]
+    told = alert_rows(alerts)
     return {
         "time": round(now, 3),
         "version": __version__,
         "interval_seconds": interval,
         "scene": scene,
         "messages": messages(gpu_reason, engines),
-        "verdict": verdict(engine_rows, gpu_rows),
+        "verdict": verdict(engine_rows, gpu_rows, promises, told),
+        "sla": sla,
+        "promises": [{**row, "place": promise_place(row)} for row in promises],
+        "alerts": {**told, "rows": [{**row, "level": alert_level(row)} for row in told["rows"]]},
         "gpu_models": gpu_models(gpu.name for gpu in gpus),
         "engines": engine_rows,
         "gpus": gpu_rows,

@@ -39,6 +39,26 @@ def test_up_tells_a_wrong_sla_before_anything_starts(command, tmp_path):
     assert "sla.yaml:1: services[0].objectives.ttft: expected a promise" in err
 
 
+@pytest.mark.parametrize("option", [("--scene", "xid"), ("--scene", "steady"), ("--times", "1"), ("--speed", "1")])
+def test_up_plays_nothing_without_demo(command, option):
+    code, out, err = command("up", *option)
+    assert (code, out) == (2, "")
+    assert (
+        err
+        == f"vllm-vitals: {option[0]}: expected --demo beside it, found {option[0]} {option[1]} without\n".replace(
+            "--speed 1 ", "--speed 1.0 "
+        )
+    )
+
+
+@pytest.mark.parametrize("name", ["exporter", "demo"])
+def test_an_exporter_tells_a_wrong_sla_before_anything_starts(command, tmp_path, name):
+    (tmp_path / "sla.yaml").write_text("services: [{name: a, selector: {job: x}, objectives: {ttft: 99%}}]\n")
+    code, out, err = command(name, "--sla", "sla.yaml")
+    assert (code, out) == (2, "")
+    assert "sla.yaml:1: services[0].objectives.ttft: expected a promise" in err
+
+
 @pytest.mark.parametrize("name", ["up", "exporter", "doctor", "demo"])
 def test_the_help_names_every_option_with_its_variable(command, name):
     _, out, _ = command(name, "--help")

@@ -255,6 +255,7 @@ EXAMPLES = {
     "--gpus": ("on", "off", "on"),
     "--host": ("on", "off", "auto"),
     "--spot": ("aws", "gcp", "azure"),
+    "--alertmanager": ("http://a:9093", "https://b/am", "http://c:9093"),
     "--log-level": ("debug", "warning", "error"),
 }
 
@@ -280,6 +281,15 @@ def test_each_option_can_be_said_in_three_places(tmp_path, option):
         wanted = [getattr(value, part) for value in wanted]
     assert [seen({}, {}), seen(environ, {}), seen(environ, {option.flag: [in_flag]})] == wanted
     assert seen({option.variable: ""}, {}) == wanted[0]  # an empty variable says nothing
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a:9093", "ftp://a", "http://", "http://user:password@a", "http://a/?filter=x", "http://a b", "http://a:99999"],
+)
+def test_an_alertmanager_that_cannot_be_asked_is_refused(text):
+    with pytest.raises(ConfigError, match=r"^--alertmanager: expected an address such as http://127.0.0.1:9093, "):
+        load(None, {"--alertmanager": [text]}, {})
 
 
 def test_errors_of_flags_and_variables_name_them():

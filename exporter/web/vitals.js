@@ -247,6 +247,101 @@ function showGpu(tile, gpu, data) {
   tile.bar.style.backgroundSize = `${total ? (100 * gpu.memory_used_bytes) / total : 0}%`;
 }
 
+// promises and alerts
+
+const SHOWN = 8; // of many; how many more there are is said
+const STATES = { kept: "", burning: "burns", broken: "missed", unknown: "not known" };
+
+/** A share as a person may read it: what is not all is never 100. */
+const share = (v) => `${Math.floor(1e4 * v + 1e-7) / 100}\u00a0%`;
+
+/** Budgets in the order of the SLA, one row for all promises of the same service and labels. */
+function budgets(promises) {
+  const rows = new Map();
+  for (const p of promises) {
+    const key = JSON.stringify([p.service, p.labels]);
+    if (!rows.has(key)) rows.set(key, { key, service: p.service, labels: Object.values(p.labels).filter(Boolean), servers: new Set(), promises: [] });
+    const row = rows.get(key);
+    row.promises.push(p);
+    p.servers.forEach((server) => row.servers.add(server));
+  }
+  return [...rows.values()];
+}
+
+function showBudget(row, { service, labels, servers, promises }, data) {
+  const several = new Set(data.promises.map((p) => p.service)).size > 1;
+  text(row.who, [...(several || !labels.length ? [service] : []), ...labels].join(" · "));
+  const names = [...servers];
+  text(row.where, names.length > 3 ? `${names.length} servers` : names.join(", "));
+  set(row.where, "title", names.join("\n"));
+  sync(row.cells, promises, (p) => p.indicator, () => clone("promise"), (cell, p) => {
+    judge(cell.node, p.level);
+    text(cell.title, p.title);
+    text(cell.good, p.good_ratio === null ? "–" : share(p.good_ratio));
+    text(cell.state, STATES[p.state] && `\u00a0${STATES[p.state]}`);
+    text(cell.promise, p.promise);
+    set(cell.node, "title", p.words || `${share(p.good_ratio)} of ${fixed(p.events)} in the last 5 minutes`);
+  });
+  const told = promises.filter((p) => p.state === "burning" || p.state === "broken");
+  sync(row.notes, told, (p) => p.indicator, signed("span"), ({ node }, p) => {
+    judge(node, p.level);
+    const where = p.hurts.length && names.length > 1 ? ` at ${p.hurts.slice(0, 3).join(", ")}` : "";
+    const tier = p.severity ? `, ${p.severity}` : "";
+    text(node.lastChild, `${p.title} ${STATES[p.state]}${tier}: ${p.words}${where}, since ${ago(data.time - p.since).replace(" ago", "")}`);
+  });
+}
+
+function showPromises(data) {
+  $("promises").hidden = !data.promises.length;
+  const all = budgets(data.promises);
+  const troubled = all.filter((row) => row.promises.some((p) => p.state !== "kept"));
+  const shown = all.length > SHOWN ? troubled.slice(0, 2 * SHOWN) : all;
+  const more = all.length - shown.length;
+  text($("sla"), `${more ? `${more} more budgets: ${all.length - troubled.length} of ${all.length} keep every promise · ` : ""}good in the last 5 minutes · SLA: ${data.sla}`);
+  sync($("promise-list"), shown, (row) => row.key, () => clone("promise-row"), (row, budget) => showBudget(row, budget, data));
+}
+
+/** An address that may be followed, from a text that anybody may have written. */
+function followed(words) {
+  try {
+    const url = new URL(words, document.baseURI);
+    return words && /^https?:$/.test(url.protocol) ? url.href : "";
+  } catch {
+    return "";
+  }
+}
+
+function showAlerts({ alerts, time }) {
+  const { sources, rows, total } = alerts;
+  $("alerts").hidden = !sources.length;
+  text($("asked"), sources.map((s) => s.name).join(" and "));
+  const failed = sources.filter((s) => s.error).map((s) => ({ failed: true, level: "warning", name: `${s.name} cannot be read`, summary: `${s.error}: ${s.url}`, labels: {} }));
+  const tiers = new Map(); // of one promise: the loudest comes first
+  for (const a of rows) {
+    const { burn_tier: tier, long_window: window, severity, ...labels } = a.labels;
+    const key = JSON.stringify([a.name, labels, tier ? "" : [severity, a.state]]);
+    if (tiers.has(key)) tiers.get(key).others += 1;
+    else tiers.set(key, { ...a, key, others: 0 });
+  }
+  const shown = [...failed, ...[...tiers.values()].slice(0, SHOWN)];
+  sync($("alert-list"), shown, (a) => a.key ?? a.name, () => clone("alert"), (row, a) => {
+    judge(row.node, a.level);
+    text(row.name, a.name);
+    text(row.state, a.failed ? "" : [a.severity, a.state, a.others && `${a.others} more tiers`].filter(Boolean).join(", "));
+    const { model_name: model, server, gpu, instance, service } = a.labels;
+    const where = [model, server, gpu && `GPU ${gpu}`].filter(Boolean);
+    text(row.where, (where.length ? where : [instance ?? service]).filter(Boolean).join(", "));
+    text(row.since, a.since ? `since ${ago(time - a.since).replace(" ago", "")}` : "");
+    text(row.summary, a.summary);
+    set(row.node, "title", a.description);
+    const address = followed(a.runbook_url ?? "");
+    set(row.runbook, "href", address);
+    row.runbook.hidden = !address;
+  });
+  const more = total - shown.reduce((sum, a) => sum + (a.failed ? 0 : 1 + a.others), 0);
+  text($("no-alert"), more ? `and ${more} more` : shown.length ? "" : "none fires, none is pending");
+}
+
 // one update
 
 const narrow = matchMedia("(max-width: 600px)");
@@ -261,7 +356,9 @@ function render(data) {
   engines.forEach((e) => tagOf(e.server)); // letters go by the order of engines, not of GPUs
   say(verdict.level, verdict.words);
   text($("totals"), verdict.totals);
-  sync($("problems"), verdict.problems, (p) => p.who, signed("a"), ({ node }, p) => {
+  showPromises(data);
+  showAlerts(data);
+  sync($("problems"), verdict.problems.filter((p) => p.kind === "engine" || p.kind === "GPU"), (p) => p.who, signed("a"), ({ node }, p) => {
     const [, anchor, words] = node.children;
     judge(node, p.level);
     set(anchor, "href", `#${p.server ? tagOf(p.server).id : gpuId(p)}`);

@@ -17,7 +17,7 @@ def simulated_page(max_model_len: int, engines: int = 1, seconds: float = 60.0) 
     traffic = Traffic(5.0, Lengths(40, 0.5), Lengths(20, 0.5), prefixes=(64, 0), abort=0.1, bad=0.1)
     server = Server("tiny", config, traffic, engines=engines, number=0, random=Random(0))
     server.advance(seconds)
-    return server.page(1_700_000_000.0).decode()
+    return server.page().decode()
 
 
 def shape(page: str) -> dict[str, tuple[str, str, dict[str, set[tuple[str, ...]]], set[str]]]:

@@ -1,6 +1,7 @@
 """The live page in a real Chromium: over the demo, over scripted engines, over a fake driver."""
 
 import contextlib
+import json
 import re
 import socket
 
@@ -224,12 +225,12 @@ def test_an_engine_shows_its_gpus_and_a_gpu_its_engine(demo, visit):
 
 def test_it_can_be_read_by_a_screen_reader(demo, visit):
     seen = visit(demo.url)
-    seen.page.wait_for_selector(".gpu")
+    wait_text(seen, ".promises:nth-child(2) h3", "Qwen")
     assert seen.page.eval_on_selector_all("[aria-live]", "nodes => nodes.map((node) => node.id)") == ["headline"]
     assert seen.page.locator("html[lang=en]").count() == 1
-    assert [node.inner_text() for node in seen.page.locator("h2").all()] == ["Engines", "GPUs"]
+    assert [node.inner_text() for node in seen.page.locator("h2:visible").all()] == ["Promises", "Engines", "GPUs"]
     assert seen.page.get_by_role("heading", level=1).inner_text() == seen.page.inner_text("#headline")
-    assert seen.page.get_by_role("listitem").filter(has=seen.page.get_by_role("heading", level=3)).count() == 10
+    assert seen.page.get_by_role("listitem").filter(has=seen.page.get_by_role("heading", level=3)).count() == 12
     assert seen.page.get_by_role("button", name="Engine B, qwen3-8b: highlight with its GPUs").count() == 3
     assert seen.page.get_by_role("img", name=re.compile(rf"^last 10 minutes: p95 .*{DASH}")).count() == 4
     for link in seen.page.get_by_role("link").all():
@@ -388,6 +389,43 @@ def test_names_that_engines_tell_are_text(captured, run_exporter, visit):
         assert seen.page.evaluate("window.hacked") is None
 
 
+def test_promises_are_listed_and_alerts_of_others_are_text(captured, run_exporter, visit, tmp_path):
+    sla = tmp_path / "sla.yaml"
+    sla.write_text(
+        "services: [{name: chat, selector: {job: vllm}, objectives: {ttft: 99% under 500ms, availability: 99.9%}}]\n"
+    )
+    alert = {
+        "labels": {"alertname": HOSTILE, "severity": "page", "server": HOSTILE},
+        "annotations": {"summary": HOSTILE, "description": HOSTILE, "runbook_url": "javascript:window.hacked=1"},
+        "startsAt": "2026-01-01T00:00:00Z",
+        "status": {"state": "active", "silencedBy": [], "inhibitedBy": []},
+    }
+    good = alert | {"labels": {"alertname": "Fine", "severity": "ticket"}, "annotations": {"runbook_url": "docs/x.md"}}
+    with FaultyServer(x=page(captured("metrics-idle")), am=page(json.dumps([alert, good]).encode())) as server:
+        exporter = run_exporter(
+            "--engine", f"llm={server.url}/x", "--sla", sla, "--alertmanager", f"{server.url}/am", *QUICK
+        )
+        seen = visit(exporter.url)
+        wait_text(seen, "#headline", f"2 alerts fire: {HOSTILE}, Fine")
+        assert seen.page.get_attribute("#verdict", "data-level") == "critical"
+        wait_text(seen, ".promises", "99% under 500ms")
+        assert seen.page.locator(".promises b").all_inner_texts() == [DASH, DASH]
+        assert "not known" in seen.page.inner_text(".promises")
+        assert seen.page.inner_text("#alert-list b >> nth=0") == HOSTILE
+        assert seen.page.locator("#alert-list a[href]").count() == 1
+        assert seen.page.get_attribute("#alert-list a[href]", "href") == f"{exporter.url}/docs/x.md"
+        assert seen.page.locator("img, main script").count() == 0
+        assert seen.page.evaluate("window.hacked") is None
+        assert get(f"{exporter.url}/health/engine").status == 200  # a liveness probe knows no promises
+
+        server.behaviours["am"] = status(500)
+        wait_text(seen, "#alert-list", "Alertmanager cannot be read")
+        wait_text(seen, "#headline", "alerts of Alertmanager cannot be read")
+        for scheme in ("light", "dark"):
+            seen.page.emulate_media(color_scheme=scheme)
+            assert seen.page.evaluate(FAINT) == []
+
+
 def test_gpus_tell_xids_throttling_and_loss_in_words(fake_nvml, run_exporter, visit):
     with fake_nvml.state.batch():
         fake_nvml.state.set(1, "reasons", 0x20)
@@ -406,7 +444,9 @@ def test_gpus_tell_xids_throttling_and_loss_in_words(fake_nvml, run_exporter, vi
     assert seen.page.inner_text(".gpu:nth-child(3) .state") == "ok"
     bar = seen.page.locator(".gpu:nth-child(3) .bar").evaluate("bar => parseFloat(bar.style.backgroundSize)")
     assert bar == pytest.approx(50.2, abs=0.2)
-    assert seen.page.inner_text("#headline") == "1 GPU critical: GPU 0; 1 GPU with a warning: GPU 1"
+    assert seen.page.inner_text("#headline") == (
+        "1 GPU critical: GPU 0 (XID 79: GPU has fallen off the bus); 1 GPU with a warning: GPU 1 (slowed down: too hot)"
+    )
 
     fake_nvml.state.lose(3)
     wait_text(seen, ".gpu:nth-child(4) .notes", "not readable: lost, it fell off the bus")
@@ -444,4 +484,4 @@ def test_an_error_of_the_exporter_is_said(demo, visit):
 
 def test_the_files_of_the_page_are_small(demo):
     paths = ("/", "/vitals.css", "/vitals.js", "/favicon.svg")
-    assert sum(len(demo.get(path).body) for path in paths) < 25 * 1024
+    assert sum(len(demo.get(path).body) for path in paths) < 33 * 1024

@@ -42,6 +42,7 @@ def xid(code, seconds_ago, *, critical, count=1.0, meaning="broken"):
     }  # fmt: skip
 
 
+LOST = "lost, it fell off the bus"
 DOWN = {"up": False, "reason": "refused", "level": "critical", "running": None, "waiting": None}
 
 
@@ -61,16 +62,21 @@ DOWN = {"up": False, "reason": "refused", "level": "critical", "running": None, 
         ),
         ([engine("a", level="critical")], [], "critical", "1 engine not working: a"),
         ([engine("a", up=False, level="wait")], [], "wait", "1 engine not looked at yet: a"),
-        ([engine()], [gpu(0, up=False, reason="lost"), gpu(1)], "critical", "1 GPU not readable: GPU 0"),
+        ([engine()], [gpu(0, up=False, reason="lost"), gpu(1)], "critical", f"1 GPU not readable: GPU 0 ({LOST})"),
         ([engine()], [gpu(0, up=False, reason="starting")], "wait", "1 GPU being opened: GPU 0"),
-        ([engine()], [gpu(3, xid=[xid(79, 5, critical=True)])], "critical", "1 GPU critical: GPU 3"),
-        ([engine()], [gpu(3, throttle=["sw_thermal"])], "warning", "1 GPU with a warning: GPU 3"),
+        ([engine()], [gpu(3, xid=[xid(79, 5, critical=True)])], "critical", "1 GPU critical: GPU 3 (XID 79: broken)"),
+        (
+            [engine()],
+            [gpu(3, throttle=["sw_thermal"])],
+            "warning",
+            "1 GPU with a warning: GPU 3 (slowed down: too hot)",
+        ),
         ([engine()], [gpu(3, throttle=["sw_power_cap"])], "ok", "All well: 1 engine, 1 GPU"),
         (
             [engine("b", **DOWN)],
             [gpu(0, up=False, reason="hang")],
             "critical",
-            "1 engine down: b (refused); 1 GPU not readable: GPU 0",
+            "1 engine down: b (refused); 1 GPU not readable: GPU 0 (the driver does not answer)",
         ),
     ],
 )
@@ -98,6 +104,77 @@ def test_a_queue_that_stays_is_said_and_one_that_passes_is_not():
     found = verdict(rows, [])
     assert found["words"] == "All up: 3 engines, no GPU; requests keep waiting at a"
     assert (found["level"], found["problems"]) == ("note", [])
+
+
+def promise(title="TTFT", state="burning", **changes):
+    row = {
+        "service": "vllm", "indicator": title.lower(), "title": title, "promise": "99% under 500ms",
+        "labels": {"model_name": "m"}, "servers": ["a", "b"], "hurts": ["a"] if state in {"burning", "broken"} else [],
+        "state": state, "level": {"burning": "critical", "kept": "ok", "broken": "note"}.get(state, "wait"),
+        "good_ratio": 0.9, "words": "20% of the last 1 h missed it",
+    }  # fmt: skip
+    return {**row, **changes}
+
+
+def alert(name="GPUThrottled", state="firing", severity="ticket", **labels):
+    return {
+        "name": name, "state": state, "severity": severity, "labels": labels, "summary": f"{name} is bad",
+        "description": "", "since": NOW, "runbook_url": "",
+    }  # fmt: skip
+
+
+def alerts(*rows, error=""):
+    return {"sources": [{"name": "Alertmanager", "url": "", "error": error}], "rows": rows, "total": len(rows)}
+
+
+PAGE = alert("VLLMTTFTBudgetBurn", severity="page", service="vllm", slo="ttft", burn_tier="fast")
+
+
+@pytest.mark.parametrize(
+    ("promises", "found_alerts", "level", "words"),
+    [
+        ([promise(state="kept")], alerts(), "ok", "All well: 1 engine, no GPU"),
+        ([promise()], alerts(), "critical", "1 promise burns: TTFT at a"),
+        ([promise(level="warning")], alerts(), "warning", "1 promise burns: TTFT at a"),
+        ([promise(), promise("TPOT")], alerts(), "critical", "2 promises burn: TTFT, TPOT at a"),
+        (
+            [promise(), promise(hurts=["b"]), promise(hurts=[]), promise(hurts=[], labels={"model_name": "n"})],
+            alerts(),
+            "critical",
+            "4 promises burn: TTFT at a; TTFT at b; and at 2 more",
+        ),
+        ([promise()], alerts(PAGE), "critical", "1 promise burns: TTFT at a"),  # the alert says the same
+        ([promise(state="kept")], alerts(PAGE), "critical", "1 alert fires: VLLMTTFTBudgetBurn"),
+        (
+            [promise(state="kept")],
+            alerts(alert(), alert(gpu="1"), alert("B")),
+            "warning",
+            "3 alerts fire: GPUThrottled, B",
+        ),
+        ([promise(state="kept")], alerts(alert(state="silenced")), "ok", "All well: 1 engine, no GPU"),
+        (
+            [promise(state="kept")],
+            alerts(alert(state="pending")),
+            "note",
+            "All up: 1 engine, no GPU; 1 alert pending: GPUThrottled",
+        ),
+        ([], alerts(error="refused"), "note", "All up: 1 engine, no GPU; alerts of Alertmanager cannot be read"),
+        ([promise(state="unknown")], alerts(), "note", "All up: 1 engine, no GPU; 1 of 1 promise not known"),
+        ([promise(state="broken")], alerts(), "note", "All up: 1 engine, no GPU; less than promised: TTFT at a"),
+    ],
+)
+def test_all_is_well_only_while_promises_are_kept_and_no_alert_is_there(promises, found_alerts, level, words):
+    found = verdict([engine()], [], promises, found_alerts)
+    assert (found["level"], found["words"]) == (level, words)
+
+
+def test_a_promise_that_burns_is_told_with_what_weighs_on_the_engine():
+    row = engine("a", preemptions_per_second=0.2)
+    found = verdict([{**row, "notes": engine_notes(row, 5.0)}], [], [promise()])
+    assert found["words"] == "1 promise burns: TTFT at a; the KV cache overflows at a"
+    (problem,) = found["problems"]
+    assert (problem["who"], problem["server"], problem["level"]) == ("TTFT at a", "a", "critical")
+    assert problem["words"] == "20% of the last 1 h missed it; promised: 99% under 500ms"
 
 
 def test_a_kv_cache_that_overflows_is_said():
