@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from ..promql import Schema, inferred_labels, problems, schema
+from ..promql.check import Schema, inferred_labels, problems, schema
 from .build import rule_groups
 from .rules import Alert, Group, Recording
 from .sla import Sla

@@ -7,13 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..installation import require
-from ..scalars import ConfigError
+from ..settings.installation import require
+from ..settings.scalars import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ..prometheus_api import Prometheus
+    from ..promql.api import Prometheus
     from .sla import Sla
 
 _OUT: Final = Path("rules")
@@ -123,7 +123,7 @@ def _loaded(options: argparse.Namespace) -> "tuple[Sla, Callable[[str], str]]":
 
 def _live(options: argparse.Namespace, sla: "Sla", place: "Callable[[str], str]") -> "list[str]":
     """Ask the running Prometheus, if one is named; returns what is worth a note."""
-    from ..prometheus_api import QueryError  # noqa: PLC0415
+    from ..promql.api import QueryError  # noqa: PLC0415
     from .live import bucket_notes, refuse_unmatched  # noqa: PLC0415
 
     prometheus = _prometheus(options)
@@ -137,7 +137,7 @@ def _live(options: argparse.Namespace, sla: "Sla", place: "Callable[[str], str]"
 
 
 def _prometheus(options: argparse.Namespace) -> "Prometheus | None":
-    from ..prometheus_api import Prometheus  # noqa: PLC0415
+    from ..promql.api import Prometheus  # noqa: PLC0415
 
     if options.prometheus is None:
         return None

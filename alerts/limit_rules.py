@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from ..xid import CRITICAL_XIDS
+from ..vocabulary.xids import CRITICAL_XIDS
 from .alert_names import BY_NAME
 from .buckets import HISTOGRAMS, le, position
 from .promises import Limit, Memory, Power, Severity, duration

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-from ..prometheus_api import Prometheus
-from ..scalars import ConfigError
+from ..promql.api import Prometheus
+from ..settings.scalars import ConfigError
 from .buckets import HISTOGRAMS, le, position
 from .promises import duration, percent
 from .selectors import matchers, of_target

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar, Final, Literal, Self
 
-from ..scalars import ConfigError, Seconds, read_scalar
+from ..settings.scalars import ConfigError, Seconds, read_scalar
 
 Severity = Literal["page", "ticket", "off"]
 

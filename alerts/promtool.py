@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..scalars import ConfigError
+from ..settings.scalars import ConfigError
 from .rule_tests import test_files
 from .sla import Sla
 

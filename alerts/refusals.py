@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from ..scalars import ConfigError
+from ..settings.scalars import ConfigError
 from .buckets import bounds, flag, position, read_share
 from .promises import duration, percent
 from .sla import LATENCIES, Indicator, Objective, Service, Sla

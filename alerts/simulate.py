@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from ..scalars import ConfigError
+from ..settings.scalars import ConfigError
 from .sla import LATENCIES, Indicator, Objective, Sla, Traffic
 from .tiers import Tier, tiers
 

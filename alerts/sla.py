@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 from zoneinfo import ZoneInfo
 
-from ..scalars import ConfigError, Seconds
-from ..typed_yaml import from_node, lines_of, read_yaml
+from ..settings.scalars import ConfigError, Seconds
+from ..settings.typed_yaml import from_node, lines_of, read_yaml
 from .promises import Count, Memory, PerSecond, Power, Promise, Severity, Share, Temperature, Throughput
 
 Indicator = Literal["ttft", "tpot", "itl", "e2e", "queue", "availability", "engine_errors", "goodput"]

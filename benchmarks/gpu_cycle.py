@@ -26,10 +26,10 @@ def cpu_per_call(call: Callable[[], object], times: int = _CYCLES) -> float:
 
 
 def measure(seconds: float, gpus: int) -> None:
-    from vllm_vitals.exporter.gpu_worker import GpuRecord, GpuWorker  # noqa: PLC0415 (the child process only)
-    from vllm_vitals.exporter.gpus import GpuMonitor  # noqa: PLC0415
-    from vllm_vitals.exporter.nvml import NvmlSource  # noqa: PLC0415
-    from vllm_vitals.exporter.series import page  # noqa: PLC0415
+    from vllm_vitals.exporter.gpus.monitor import GpuMonitor  # noqa: PLC0415
+    from vllm_vitals.exporter.gpus.nvml.source import NvmlSource  # noqa: PLC0415
+    from vllm_vitals.exporter.gpus.worker import GpuRecord, GpuWorker  # noqa: PLC0415 (the child process only)
+    from vllm_vitals.exporter.pages.samples import page  # noqa: PLC0415
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     source = NvmlSource()

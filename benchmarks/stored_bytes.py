@@ -16,10 +16,10 @@ from typing import Any
 from measured import table
 from support import log_lines
 from support.finished_requests import T0, request, sequence
-from vllm_vitals.tracing.otlp import span_bytes
-from vllm_vitals.tracing.otlp_settings import resource
-from vllm_vitals.tracing.records import Http, Trace
-from vllm_vitals.tracing.span_tree import Span, spans_of
+from vllm_vitals.tracing.request.records import Http, Trace
+from vllm_vitals.tracing.spans.otlp import span_bytes
+from vllm_vitals.tracing.spans.otlp_settings import resource
+from vllm_vitals.tracing.spans.tree import Span, spans_of
 
 
 def main() -> None:

@@ -25,16 +25,17 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.stats import IterationStats
-from vllm_vitals.tracing import hooks, runtime
+from vllm_vitals.settings.tracing import SamplingSettings, TracingSettings
+from vllm_vitals.tracing.audit.hashing import Hasher
 from vllm_vitals.tracing.counters import Counters
-from vllm_vitals.tracing.hashing import Hasher
-from vllm_vitals.tracing.metrics_share import MetricsPage
+from vllm_vitals.tracing.hooks import vllm_methods as hooks
+from vllm_vitals.tracing.metrics.self_metrics import SelfMetrics
+from vllm_vitals.tracing.metrics.share import MetricsPage
 from vllm_vitals.tracing.middleware import Vitals
-from vllm_vitals.tracing.reporter import Reporter, Reporting
-from vllm_vitals.tracing.runtime import Runtime
-from vllm_vitals.tracing.sampling import Sampler
-from vllm_vitals.tracing.self_metrics import SelfMetrics
-from vllm_vitals.tracing_settings import SamplingSettings, TracingSettings
+from vllm_vitals.tracing.report import runtime
+from vllm_vitals.tracing.report.reporter import Reporter, Reporting
+from vllm_vitals.tracing.report.runtime import Runtime
+from vllm_vitals.tracing.request.sampling import Sampler
 
 WARM_UP = 3000
 SLICE = 480

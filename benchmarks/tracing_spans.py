@@ -22,15 +22,15 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.trace import SpanKind, set_span_in_context
 from support.finished_requests import T0, request, sequence
 from support.seen_requests import sampled
-from vllm_vitals.tracing.exchange_wire import packed
+from vllm_vitals.settings.tracing import GoodputSettings, RequestLogSettings
 from vllm_vitals.tracing.json_logs import VitalsJsonFormatter
 from vllm_vitals.tracing.log_context import IdFilter
-from vllm_vitals.tracing.otlp import span_bytes
-from vllm_vitals.tracing.records import Http
-from vllm_vitals.tracing.request_line import LOGGER, RequestLogSink
-from vllm_vitals.tracing.request_metrics import RequestMetricsSink
-from vllm_vitals.tracing.span_tree import spans_of
-from vllm_vitals.tracing_settings import GoodputSettings, RequestLogSettings
+from vllm_vitals.tracing.logs.request_line import LOGGER, RequestLogSink
+from vllm_vitals.tracing.metrics.request_metrics import RequestMetricsSink
+from vllm_vitals.tracing.request.exchange_wire import packed
+from vllm_vitals.tracing.request.records import Http
+from vllm_vitals.tracing.spans.otlp import span_bytes
+from vllm_vitals.tracing.spans.tree import spans_of
 
 REPEATS = 300
 

@@ -13,8 +13,8 @@ from .. import __version__
 from ..alerts.build import generate
 from ..alerts.runbooks import runbooks
 from ..alerts.sla import DEFAULT, DEFAULT_RUNBOOKS, Sla, load
-from ..installation import install_command
-from ..scalars import ConfigError
+from ..settings.installation import install_command
+from ..settings.scalars import ConfigError
 from . import env_file, folder_docs
 from .passwords import make_missing
 from .source_archive import archive

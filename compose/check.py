@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from ..alerts.sla import load
-from ..config import load as load_settings
-from ..finding import Finding
-from ..scalars import ConfigError
+from ..settings.config import load as load_settings
+from ..settings.finding import Finding
+from ..settings.scalars import ConfigError
 from . import bundle, docker, engine_addresses, env_file
 from .passwords import loose
 

@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..invocation import as_called
-from ..scalars import ConfigError, Seconds, read_scalar
+from ..settings.invocation import as_called
+from ..settings.scalars import ConfigError, Seconds, read_scalar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from ..finding import Finding
+    from ..settings.finding import Finding
     from .bundle import Result
     from .docker import Compose, Service
 
@@ -121,7 +121,7 @@ def _seconds(text: str) -> float:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from ..config import Settings, load  # noqa: PLC0415  each command loads what it needs
+    from ..settings.config import Settings, load  # noqa: PLC0415  each command loads what it needs
     from .bundle import init, profiles_of  # noqa: PLC0415
     from .engine_addresses import notes_on  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..scalars import ConfigError
+from ..settings.scalars import ConfigError
 
 _SHORT: Final = 60.0
 _STATS: Final = 15.0  # it looks at two moments, a second or two apart

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-from ..config import EngineSettings, load
-from ..finding import Finding
-from ..scalars import ConfigError
+from ..settings.config import EngineSettings, load
+from ..settings.finding import Finding
+from ..settings.scalars import ConfigError
 
 FROM_A_CONTAINER: Final = "host.docker.internal"
 _FILE: Final = "exporter/vitals.yaml"

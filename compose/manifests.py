@@ -6,7 +6,7 @@ from typing import Final
 from ..alerts.build import rule_groups
 from ..alerts.prometheus_rule import prometheus_rule
 from ..alerts.sla import Sla
-from ..scalars import ConfigError
+from ..settings.scalars import ConfigError
 from .folder_docs import DOCS
 
 SOURCE: Final = Path(__file__).with_name("kubernetes")

@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
-from ..finding import Finding
+from ..settings.finding import Finding
 
 _POLL_SECONDS: Final = 2.0
 _CALL_SECONDS: Final = 10.0

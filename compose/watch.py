@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from ..invocation import as_called
+from ..settings.invocation import as_called
 from .docker import Compose, Service
 
 _POLL_SECONDS: Final = 1.0

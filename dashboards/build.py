@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from ..alerts.check import rule_schema
 from ..alerts.sla import Sla
-from ..promql import Schema
-from ..stack_vocabulary import STACK
-from ..vocabulary import Metric
+from ..promql.check import Schema
+from ..vocabulary.ours import Metric
+from ..vocabulary.stack import STACK
 from . import engine, fleet, gpu, overview, pipeline, requests, slo
 from .dashboard import as_data, as_text
 from .limits import limits_of

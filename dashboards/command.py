@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..installation import checkout, require
-from ..scalars import ConfigError, Seconds, read_scalar
+from ..settings.installation import checkout, require
+from ..settings.scalars import ConfigError, Seconds, read_scalar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,7 +121,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace, made: "Mapping[str, Mapping[str, Any]]") -> int:
     """Run every query; print those that fail or find nothing, and return how many failed."""
-    from ..prometheus_api import Prometheus  # noqa: PLC0415
+    from ..promql.api import Prometheus  # noqa: PLC0415
     from .empty import results  # noqa: PLC0415
     from .queries import queries  # noqa: PLC0415
 

@@ -8,7 +8,7 @@ import attrs
 from grafanalib import core
 from grafanalib._gen import DashboardEncoder
 
-from ..promql import Schema
+from ..promql.check import Schema
 from .layout import Row, RowBar, place
 from .panels import ModernPanel
 from .targets import PROMETHEUS, PromTarget

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from ..prometheus_api import Prometheus, QueryError
+from ..promql.api import Prometheus, QueryError
 from .queries import Query
 
 _SELECTED: Final = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\{")

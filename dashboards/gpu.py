@@ -1,7 +1,7 @@
 """GPU: everything that NVML says, with the load of the engines that it carries on the same time axis."""
 
 from ..alerts.limit_rules import HARMFUL
-from ..xid import XIDS
+from ..vocabulary.xids import XIDS
 from .dashboard import Page
 from .fields import (
     BYTES,

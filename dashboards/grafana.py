@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any, Final, NamedTuple
 
-from ..scalars import ConfigError
+from ..settings.scalars import ConfigError
 
 FOLDER: Final = "vllm-vitals"
 _FOLDER_TITLE: Final = "vLLM vitals"

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 from ..alerts.buckets import HISTOGRAMS
-from ..promql import Schema, inferred_labels, problems, without_macros
+from ..promql.check import Schema, inferred_labels, problems, without_macros
 from .build import panels_of
 from .dashboard import SCHEMA_VERSION, TITLES
 from .latency import OF_PLUGIN
@@ -270,7 +270,7 @@ def _of_prometheus(data: Data) -> list[Query]:
 
 def _selectors(expression: str) -> Iterator[tuple[str, frozenset[str]]]:
     """Yield each series of a query with its matchers as they are written, variables included."""
-    from promql_parser import parse  # noqa: PLC0415  an extra, as in promql.py
+    from promql_parser import parse  # noqa: PLC0415  an extra, as in promql/check.py
 
     if not expression:
         return

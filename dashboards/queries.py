@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from ..promql import without_macros
+from ..promql.check import without_macros
 
 # What a variable holds while everything is chosen.
 EVERYTHING: Final = {

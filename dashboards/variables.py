@@ -7,8 +7,8 @@ from typing import Any, Final
 import attrs
 from grafanalib import core
 
-from ..promql import Schema
-from ..vocabulary import PLUGIN
+from ..promql.check import Schema
+from ..vocabulary.ours import PLUGIN
 from .targets import PROMETHEUS
 
 # Variable -> the label that it chooses.

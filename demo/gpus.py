@@ -7,8 +7,8 @@ from random import Random
 from threading import Condition
 from typing import Final, NamedTuple
 
-from ..exporter.gpu_types import GpuError, GpuProcess, XidEvent
-from ..exporter.series import Sample, label_pairs
+from ..exporter.gpus.types import GpuError, GpuProcess, XidEvent
+from ..exporter.pages.samples import Sample, label_pairs
 from .clock import Clock
 
 NAME: Final = "NVIDIA H100 80GB HBM3 (simulated)"

@@ -3,10 +3,10 @@
 from random import Random
 from typing import Final
 
-from ..tracing.openmetrics import render
-from ..tracing.records import Outcome, Request, Sequence, Trace
-from ..tracing.request_metrics import RequestMetricsSink
-from ..tracing_settings import GoodputSettings
+from ..settings.tracing import GoodputSettings
+from ..tracing.metrics.openmetrics import render
+from ..tracing.metrics.request_metrics import RequestMetricsSink
+from ..tracing.request.records import Outcome, Request, Sequence, Trace
 from . import engine, workload
 from .clock import Clock
 

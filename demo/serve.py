@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ..exporter.http_server import HttpServer, Request, Response
-from ..exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
+from ..exporter.http.server import HttpServer, Request, Response
+from ..vocabulary.exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
 from .exposition import CONTENT_TYPE
 from .fleet import TICK, Fleet
 from .server import Server

@@ -6,7 +6,7 @@ python docs/metrics.py [--check]      --check: exit code 1 when the file is not 
 import sys
 from pathlib import Path
 
-from vllm_vitals.vocabulary import HTTP_HANDLERS, NVIDIA_GPU, RENAMES, REQUESTS, TRACING, VITALS, Metric
+from vllm_vitals.vocabulary.ours import HTTP_HANDLERS, NVIDIA_GPU, RENAMES, REQUESTS, TRACING, VITALS, Metric
 
 PAGE = Path(__file__).with_suffix(".md")
 
@@ -23,7 +23,7 @@ def text() -> str:
     parts = [
         "# Metrics",
         "",
-        "Written by `docs/metrics.py` from `vocabulary.py`. What a GPU, driver or engine does not support is absent.",
+        "Written by `docs/metrics.py` from `vocabulary/ours.py`. What a GPU, driver or engine lacks is absent.",
         "",
         "## GPUs",
         "",

@@ -12,12 +12,12 @@ from importlib import resources
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from ..exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
-from .health import worst
-from .http_server import Request, Response
-from .runbook_pages import RunbookPages
+from ..vocabulary.exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
+from .http.server import Request, Response
+from .http.web_config import WebConfig
+from .live.health import worst
+from .live.runbook_pages import RunbookPages
 from .sidecar import Sidecar
-from .web_config import WebConfig
 
 try:  # the same interface at a fifth of the cost
     from isal import isal_zlib as deflate

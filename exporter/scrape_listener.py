@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-from ..scalars import Secret
-from .http_server import HttpServer, Request, Response
+from ..settings.scalars import Secret
+from .http.server import HttpServer, Request, Response
+from .http.web_config import WebConfig
+from .live.runbook_pages import RunbookPages
 from .routes import Routes
-from .runbook_pages import RunbookPages
 from .sidecar import Sidecar
-from .web_config import WebConfig
 
 _PATHS: Final = ("/metrics", "/metrics/requests")
 

@@ -5,15 +5,15 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from ..config import Settings
-from ..scalars import ConfigError
-from .http_server import HttpServer
-from .promised import Promises
+from ..settings.config import Settings
+from ..settings.scalars import ConfigError
+from .http.server import HttpServer
+from .http.web_config import WebConfig
+from .live.runbook_pages import RunbookPages
+from .promises.promised import Promises
 from .routes import Routes
-from .runbook_pages import RunbookPages
 from .sidecar import Sidecar
 from .stopping import forever, until_stopped
-from .web_config import WebConfig
 
 log = logging.getLogger("vllm_vitals")
 

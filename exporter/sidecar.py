@@ -8,26 +8,26 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ..config import EngineSettings, Settings
-from .alert_watch import AlertWatch
-from .discovery import Finder, ServerList
-from .engine_processes import EngineProcesses
-from .engines import Engine, Fetched
-from .exposition import merge
-from .gpu_types import GpuSnapshot, GpuSource
-from .gpus import GpuMonitor
-from .health import Verdict, engine_verdict, gpu_verdict, is_stalled
-from .history import WINDOW_SECONDS, Track
-from .host import Host
-from .placement import EngineFacts, GpuFacts
-from .placement_thread import Placement
-from .promise_watch import PromiseWatch
-from .promised import Promises
-from .request_pages import merged as merged_request_pages
-from .self_metrics import self_samples
-from .series import Sample, label_pairs, page, render
-from .spot import SpotWatcher
-from .vitals import EnergyWindow, vitals
+from ..settings.config import EngineSettings, Settings
+from .engines.discovery import Finder, ServerList
+from .engines.engine import Engine, Fetched
+from .engines.history import WINDOW_SECONDS, Track
+from .gpus.monitor import GpuMonitor
+from .gpus.types import GpuSnapshot, GpuSource
+from .live.health import Verdict, engine_verdict, gpu_verdict, is_stalled
+from .live.page import EnergyWindow, vitals
+from .machine.engine_processes import EngineProcesses
+from .machine.host import Host
+from .machine.self_metrics import self_samples
+from .machine.spot import SpotWatcher
+from .pages.relabel import merge
+from .pages.request_pages import merged as merged_request_pages
+from .pages.samples import Sample, label_pairs, page, render
+from .placement.rules import EngineFacts, GpuFacts
+from .placement.thread import Placement
+from .promises.alerts import AlertWatch
+from .promises.promised import Promises
+from .promises.watch import PromiseWatch
 
 log = logging.getLogger("vllm_vitals")
 
@@ -304,7 +304,7 @@ def _monitor(settings: Settings, source: GpuSource | None) -> GpuMonitor | None:
     if not settings.gpus.enabled:
         return None
     if source is None:
-        from .nvml import NvmlSource  # noqa: PLC0415  the demo needs no NVML
+        from .gpus.nvml.source import NvmlSource  # noqa: PLC0415  the demo needs no NVML
 
         source = NvmlSource()
     off = frozenset(name for name, on in settings.gpus.families.items() if not on)

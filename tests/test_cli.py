@@ -12,8 +12,8 @@ from support.http import free_port, get
 from support.programs import VITALS, Exporter
 from support.waiting import wait_for
 from vllm_vitals import __version__
-from vllm_vitals.config import OPTIONS
 from vllm_vitals.demo.scenes import SCENES
+from vllm_vitals.settings.config import OPTIONS
 
 COMMANDS = ("up", "exporter", "doctor", "demo", "version")
 
@@ -345,9 +345,9 @@ def test_a_certificate_is_told_apart_from_a_missing_one(doctor, tmp_path):
     ],
 )
 def test_advice_fits_what_the_settings_say_already(reason, detail, settings, words):
-    from vllm_vitals.config import EngineSettings
-    from vllm_vitals.doctor import _fetch_advice
-    from vllm_vitals.exporter.page_client import FetchError
+    from vllm_vitals.cli.doctor import _fetch_advice
+    from vllm_vitals.exporter.engines.page_client import FetchError
+    from vllm_vitals.settings.config import EngineSettings
 
     assert words in _fetch_advice(FetchError(reason, detail), EngineSettings("https://a:1", **settings), "/metrics")
 
@@ -360,8 +360,8 @@ def test_an_address_of_another_machine_is_no_exporter_of_ours(command):
 def test_every_reason_has_advice():
     import typing
 
-    from vllm_vitals.doctor import _FETCH_ADVICE
-    from vllm_vitals.exporter.page_client import Reason
+    from vllm_vitals.cli.doctor import _FETCH_ADVICE
+    from vllm_vitals.exporter.engines.page_client import Reason
 
     assert set(typing.get_args(Reason)) - _FETCH_ADVICE.keys() == {"encoding", "internal", "removed"}
 

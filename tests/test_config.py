@@ -8,11 +8,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm_vitals import typed_yaml
 from vllm_vitals.alerts.sla import load as load_sla
-from vllm_vitals.config import OPTIONS, BasicAuth, EngineSettings, Settings, Tls, load, unknown_variables
-from vllm_vitals.exporter.web_config import WebConfig
-from vllm_vitals.scalars import Address, ConfigError, Secret, read_scalar
+from vllm_vitals.exporter.http.web_config import WebConfig
+from vllm_vitals.settings import typed_yaml
+from vllm_vitals.settings.config import OPTIONS, BasicAuth, EngineSettings, Settings, Tls, load, unknown_variables
+from vllm_vitals.settings.scalars import Address, ConfigError, Secret, read_scalar
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_any_text_is_an_engine_or_a_config_error(text):
 
 @given(st.integers(0, 10**6), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400), ("", 1)]))
 def test_durations(count, unit):
-    from vllm_vitals.scalars import Seconds
+    from vllm_vitals.settings.scalars import Seconds
 
     assert read_scalar(Seconds, f"{count}{unit[0]}", "here") == pytest.approx(count * unit[1])
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from vllm_vitals import installation
-from vllm_vitals.installation import Source, checkout, documented, install_command, require, source_of
-from vllm_vitals.invocation import COMMAND_VARIABLE, as_called, called
-from vllm_vitals.scalars import ConfigError
+from vllm_vitals.settings import installation
+from vllm_vitals.settings.installation import Source, checkout, documented, install_command, require, source_of
+from vllm_vitals.settings.invocation import COMMAND_VARIABLE, as_called, called
+from vllm_vitals.settings.scalars import ConfigError
 
 ROOT = Path(__file__).parents[1]
 DOCS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "compose").rglob("*.md")]

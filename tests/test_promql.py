@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from vllm_vitals.engine_vocabulary import ENGINES, OPTIONAL
-from vllm_vitals.engine_vocabulary import VALUES as ENGINE_VALUES
-from vllm_vitals.promql import problems, schema, without_macros
-from vllm_vitals.vocabulary import OURS, PLUGIN, RENAMES, VALUES
+from vllm_vitals.promql.check import problems, schema, without_macros
+from vllm_vitals.vocabulary.engines import ENGINES, OPTIONAL
+from vllm_vitals.vocabulary.engines import VALUES as ENGINE_VALUES
+from vllm_vitals.vocabulary.ours import OURS, PLUGIN, RENAMES, VALUES
 
 KNOWN = schema(recorded={"slo:sli_error:ratio5m": frozenset({"slo", "service", "model_name"})}, target_labels=["zone"])
 TTFT = "vllm:time_to_first_token_seconds"

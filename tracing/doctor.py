@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from ..config import load_tracing
-from ..finding import Finding
-from ..installation import install_command
-from ..scalars import ConfigError
-from .hooks import HOOKS
-from .hooks import examine as examine_hooks
-from .otlp_settings import otlp_settings
+from ..settings.config import load_tracing
+from ..settings.finding import Finding
+from ..settings.installation import install_command
+from ..settings.scalars import ConfigError
+from .hooks.vllm_methods import HOOKS
+from .hooks.vllm_methods import examine as examine_hooks
+from .spans.otlp_settings import otlp_settings
 from .switches import PLUGIN, left_out, switched_off
 
 MIDDLEWARE: Final = "vllm_vitals.tracing.middleware.Vitals"

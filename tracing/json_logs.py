@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
-from .json_values import plain, text_of
-from .redaction import Redactor
+from .logs.json_values import plain, text_of
+from .logs.redaction import Redactor
 
 Names = Literal["ecs", "flat"]
 

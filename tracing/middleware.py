@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from time import time as _now
 from typing import Any, Final, TypeAlias
 
-from . import runtime
-from .exchange import UNWANTED, USUAL_PATHS, Exchange, Receive, Send, is_traced, path_of
 from .log_context import SERVED
+from .report import runtime
+from .request.exchange import UNWANTED, USUAL_PATHS, Exchange, Receive, Send, is_traced, path_of
 
 Application: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
 

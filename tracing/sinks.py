@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from .records import Request
+from .request.records import Request
 
 
 class Sink(Protocol):

@@ -8,23 +8,26 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from .. import __version__
-from ..config import load_tracing
-from ..scalars import ConfigError
-from ..tracing_settings import TracingSettings
-from . import fatal, fatal_file, hooks, runtime
+from ..settings.config import load_tracing
+from ..settings.scalars import ConfigError
+from ..settings.tracing import TracingSettings
+from .audit.hashing import Hasher
 from .counters import HOOK_FALLBACKS, Counters
-from .durations import from_finished
-from .hashing import Hasher
-from .metrics_share import MetricsPage
-from .otlp_settings import otlp_settings, resource
-from .process_reporter import ProcessReporter
-from .reporter import Reporter, Reporting, Reports
-from .runtime import Runtime
-from .sampling import Sampler
-from .self_metrics import SelfMetrics
-from .span_export import SpanSink
+from .fatal import file as fatal_file
+from .fatal import watch as fatal
+from .hooks import vllm_methods as hooks
+from .metrics.self_metrics import SelfMetrics
+from .metrics.share import MetricsPage
+from .report import runtime
+from .report.process_reporter import ProcessReporter
+from .report.reporter import Reporter, Reporting, Reports
+from .report.runtime import Runtime
+from .request.durations import from_finished
+from .request.sampling import Sampler
+from .request.timeline import Timeline
+from .spans.export import SpanSink
+from .spans.otlp_settings import otlp_settings, resource
 from .switches import switched_off
-from .timeline import Timeline
 
 _log: Final = logging.getLogger("vllm_vitals.tracing")
 
@@ -167,7 +170,7 @@ def served_models(config: Any) -> list[str]:
 def _hang_on_native(live: Runtime, model: str) -> None:
     from opentelemetry import trace  # noqa: PLC0415  vLLM has set it up, since its flag is given
 
-    from .native import NativeSpans  # noqa: PLC0415
+    from .spans.native import NativeSpans  # noqa: PLC0415
 
     provider = trace.get_tracer_provider()
     add: Any = getattr(provider, "add_span_processor", None)

@@ -39,7 +39,9 @@ def obey(processor) -> None:
 def switch_plugin(live, *, on: bool):
     """Put our plugin on or take it off; returns it, None where there is none."""
     try:
-        from vllm_vitals.tracing import hooks, plugin, runtime  # noqa: PLC0415
+        from vllm_vitals.tracing import plugin  # noqa: PLC0415
+        from vllm_vitals.tracing.hooks import vllm_methods as hooks  # noqa: PLC0415
+        from vllm_vitals.tracing.report import runtime  # noqa: PLC0415
     except ImportError:
         return None
     live = live or runtime.running

@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from vllm_vitals.alerts.sla import load
 from vllm_vitals.dashboards.build import dashboards
 from vllm_vitals.dashboards.queries import EVERYTHING
-from vllm_vitals.prometheus_api import Prometheus, QueryError, Series
+from vllm_vitals.promql.api import Prometheus, QueryError, Series
 
 OUT: Final = Path(__file__).parent
 WINDOW, STEP_POINTS = "1m", 160

@@ -16,7 +16,7 @@ from vllm_vitals.alerts.promises import (
     duration,
     percent,
 )
-from vllm_vitals.scalars import ConfigError, Seconds
+from vllm_vitals.settings.scalars import ConfigError, Seconds
 
 KINDS = (Count, Share, PerSecond, Throughput, Temperature, Memory, Power)
 

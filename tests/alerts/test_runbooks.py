@@ -10,7 +10,7 @@ from vllm_vitals.alerts.explain import explain
 from vllm_vitals.alerts.runbook_texts import RUNBOOKS
 from vllm_vitals.alerts.runbooks import runbooks
 from vllm_vitals.alerts.sla import load
-from vllm_vitals.promql import problems
+from vllm_vitals.promql.check import problems
 
 
 def test_each_alert_has_a_page_and_each_cause_is_on_one():

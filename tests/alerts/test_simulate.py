@@ -6,7 +6,7 @@ from vllm_vitals.alerts.simulate import SIZES, Case, Load, Quality, cases, polic
 from vllm_vitals.alerts.simulate_plot import plot
 from vllm_vitals.alerts.sla import load
 from vllm_vitals.alerts.tiers import tiers
-from vllm_vitals.scalars import ConfigError
+from vllm_vitals.settings.scalars import ConfigError
 
 STEP = 30
 

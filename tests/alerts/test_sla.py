@@ -4,8 +4,8 @@ import re
 
 import pytest
 from vllm_vitals.alerts.sla import DEFAULT, load
-from vllm_vitals.scalars import ConfigError
-from vllm_vitals.tracing_settings import GoodputSettings
+from vllm_vitals.settings.scalars import ConfigError
+from vllm_vitals.settings.tracing import GoodputSettings
 
 A = "services: [{name: a, selector: {}}]\n"
 

@@ -124,7 +124,8 @@ def test_the_image_is_built_from_this_very_source():
     assert first == second
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         names = set(tar.getnames())
-    assert {"pyproject.toml", "cli.py", "exporter/sidecar.py", "exporter/web/index.html", "compose/traffic.py"} <= names
+    wanted = {"pyproject.toml", "cli/main.py", "exporter/sidecar.py", "exporter/web/index.html", "compose/traffic.py"}
+    assert wanted <= names
     assert not [name for name in names if name.startswith(("tests/", "compose/secrets"))]
 
 

@@ -14,10 +14,10 @@ from support import log_lines
 from support.finished_requests import request, sequence
 from vllm_vitals.compose import env_file
 from vllm_vitals.compose.bundle import SHIPPED
-from vllm_vitals.tracing import span_tree
-from vllm_vitals.tracing.otlp_settings import resource
-from vllm_vitals.tracing.records import Gpu, Http, Trace
-from vllm_vitals.tracing.span_tree import spans_of
+from vllm_vitals.tracing.request.records import Gpu, Http, Trace
+from vllm_vitals.tracing.spans import tree as span_tree
+from vllm_vitals.tracing.spans.otlp_settings import resource
+from vllm_vitals.tracing.spans.tree import spans_of
 
 PINS = env_file.settings((SHIPPED / ".env.example").read_text())
 ANY = object()  # a value, or a tree that is not looked into

@@ -7,7 +7,7 @@ import sys
 import pytest
 from support.http import free_port
 from vllm_vitals.dashboards.queries import queries
-from vllm_vitals.installation import install_command
+from vllm_vitals.settings.installation import install_command
 
 
 @pytest.mark.parametrize("name", ["build", "check", "push"])
@@ -61,7 +61,7 @@ def test_an_sla_that_is_wrong_is_wrong_input(command, tmp_path):
 def test_without_grafanalib_the_message_says_what_to_install():
     script = (
         "import sys; sys.modules['grafanalib'] = None\n"
-        "from vllm_vitals.cli import main\n"
+        "from vllm_vitals.cli.main import main\n"
         "sys.exit(main(['dashboards', 'check']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -71,7 +71,7 @@ def test_without_grafanalib_the_message_says_what_to_install():
 
 
 def test_the_command_line_does_not_load_grafanalib():
-    script = "import sys, vllm_vitals.cli, vllm_vitals.dashboards.command; sys.exit('grafanalib' in sys.modules)"
+    script = "import sys, vllm_vitals.cli.main, vllm_vitals.dashboards.command; sys.exit('grafanalib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
 

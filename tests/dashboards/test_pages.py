@@ -9,7 +9,7 @@ from vllm_vitals.dashboards.build import GENERATED, dashboards, drift, files, fo
 from vllm_vitals.dashboards.limits import limits_of
 from vllm_vitals.dashboards.lint import Context, findings
 from vllm_vitals.dashboards.queries import other_queries, panels, queries
-from vllm_vitals.vocabulary import NVIDIA_GPU
+from vllm_vitals.vocabulary.ours import NVIDIA_GPU
 
 from .conftest import SLUGS
 

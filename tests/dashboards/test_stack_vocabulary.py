@@ -4,8 +4,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.http import free_port, get
 from support.waiting import wait_for
-from vllm_vitals.stack_vocabulary import PROMETHEUS, STACK
-from vllm_vitals.vocabulary import OURS, PLUGIN
+from vllm_vitals.vocabulary.ours import OURS, PLUGIN
+from vllm_vitals.vocabulary.stack import PROMETHEUS, STACK
 
 
 def test_no_name_stands_twice():

@@ -8,11 +8,11 @@ from itertools import pairwise
 import pytest
 from vllm_vitals.demo.fleet import TICK, Fleet
 from vllm_vitals.demo.gpus import Load, SimulatedGpu, SimulatedGpus
-from vllm_vitals.exporter.gpu_types import GpuError
-from vllm_vitals.exporter.gpus import GpuMonitor
-from vllm_vitals.exporter.nvml_fields import FIELDS
-from vllm_vitals.exporter.nvml_readers import _REASONS
-from vllm_vitals.vocabulary import NVIDIA_GPU
+from vllm_vitals.exporter.gpus.monitor import GpuMonitor
+from vllm_vitals.exporter.gpus.nvml.fields import FIELDS
+from vllm_vitals.exporter.gpus.nvml.readers import _REASONS
+from vllm_vitals.exporter.gpus.types import GpuError
+from vllm_vitals.vocabulary.ours import NVIDIA_GPU
 
 BUSY = Load(prefill=0.2, decode=0.8, memory_share=0.9, pid=5_000_001)
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from vllm_vitals.demo.fleet import Fleet
-from vllm_vitals.exporter.request_pages import is_request_page, relabelled
+from vllm_vitals.exporter.pages.request_pages import is_request_page, relabelled
 
 
 def values(page: bytes) -> dict[str, float]:

@@ -4,7 +4,7 @@ import pytest
 from vllm_vitals.demo.engine import Engine
 from vllm_vitals.demo.fleet import Fleet
 from vllm_vitals.demo.scenes import SCENES
-from vllm_vitals.exporter.gpu_types import GpuError
+from vllm_vitals.exporter.gpus.types import GpuError
 
 
 def mean(engine: Engine, family: str, since: tuple[int, float] = (0, 0.0)) -> float:

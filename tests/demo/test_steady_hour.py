@@ -14,8 +14,8 @@ from vllm_vitals.alerts.build import rule_groups
 from vllm_vitals.alerts.rules import as_yaml
 from vllm_vitals.alerts.sla import load
 from vllm_vitals.demo.fleet import Fleet
-from vllm_vitals.exporter.exposition import Relabeler
-from vllm_vitals.exporter.readings import samples
+from vllm_vitals.exporter.engines.readings import samples
+from vllm_vitals.exporter.pages.relabel import Relabeler
 
 STEP = 30
 TARGET = 'instance="demo:9836",job="vllm-vitals"'

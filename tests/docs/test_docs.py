@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from vllm_vitals.config import Settings, load
+from vllm_vitals.settings.config import Settings, load
 
 ROOT = Path(__file__).parents[2]
 

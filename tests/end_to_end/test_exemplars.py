@@ -10,11 +10,11 @@ import pytest
 from support.finished_requests import request, sequence
 from support.http import free_port, get
 from support.waiting import wait_for
+from vllm_vitals.settings.tracing import GoodputSettings
 from vllm_vitals.tracing.counters import Counters
-from vllm_vitals.tracing.metrics_share import MetricsPage
-from vllm_vitals.tracing.request_metrics import RequestMetricsSink
-from vllm_vitals.tracing.self_metrics import SelfMetrics
-from vllm_vitals.tracing_settings import GoodputSettings
+from vllm_vitals.tracing.metrics.request_metrics import RequestMetricsSink
+from vllm_vitals.tracing.metrics.self_metrics import SelfMetrics
+from vllm_vitals.tracing.metrics.share import MetricsPage
 
 CONFIG = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}

@@ -12,7 +12,7 @@ import pytest
 from support.http import free_port
 from support.programs import Program
 from vllm_vitals.alerts.alert_names import ALERTS
-from vllm_vitals.cli import _parser
+from vllm_vitals.cli.main import _parser
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.waits

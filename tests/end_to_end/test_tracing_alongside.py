@@ -14,7 +14,7 @@ from support.traced_traffic import Traffic
 from support.traced_vllm import TracedVllm
 from support.vllm_server import VllmServer
 from support.waiting import wait_for
-from vllm_vitals.tracing.fatal import fatal_counts
+from vllm_vitals.tracing.fatal.watch import fatal_counts
 
 PHASES = ["vllm.ingress", "vllm.queue", "vllm.prefill", "vllm.decode"]
 MILLISECOND = 1_000_000

@@ -99,10 +99,10 @@ def test_a_prometheus_that_cannot_scrape_is_asked_why(tmp_path):
     import asyncio
 
     from vllm_vitals.alerts.sla import DEFAULT, load
-    from vllm_vitals.companions import Companions
+    from vllm_vitals.cli.companions import Companions
+    from vllm_vitals.cli.state_folder import DEMO, held
     from vllm_vitals.exporter.scrape_listener import ScrapeListener
-    from vllm_vitals.scalars import Secret
-    from vllm_vitals.state_folder import DEMO, held
+    from vllm_vitals.settings.scalars import Secret
 
     async def problem(folder: Path) -> str:
         with held(folder, DEMO) as ours:

@@ -6,7 +6,7 @@ import pytest
 from support.faulty_server import FaultyServer, page, status
 from support.http import free_port
 from support.waiting import wait_for
-from vllm_vitals.exporter.alert_watch import Alert, AlertWatch, alert_rows, joined
+from vllm_vitals.exporter.promises.alerts import Alert, AlertWatch, alert_rows, joined
 
 
 def prometheus(*alerts):

@@ -9,9 +9,9 @@ from support.exposition import labels_of, value, values
 from support.faulty_server import FaultyServer, page
 from support.http import free_port
 from support.waiting import wait_for
-from vllm_vitals.config import Discovery, DnsDiscovery, EngineSettings
-from vllm_vitals.exporter.discovery import MAX_SERVERS, ServerList
-from vllm_vitals.scalars import Address, Port
+from vllm_vitals.exporter.engines.discovery import MAX_SERVERS, ServerList
+from vllm_vitals.settings.config import Discovery, DnsDiscovery, EngineSettings
+from vllm_vitals.settings.scalars import Address, Port
 
 PAGE = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1.0\n"
 

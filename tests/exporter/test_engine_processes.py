@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from vllm_vitals.exporter.engine_processes import EngineProcesses
+from vllm_vitals.exporter.machine.engine_processes import EngineProcesses
 
 BUSY = "while True: pass"
 IDLE = "import time; time.sleep(60)"

@@ -4,8 +4,8 @@ import time
 import pytest
 from support import faulty_server as faulty
 from support.faulty_server import FaultyServer, page
-from vllm_vitals.config import EngineSettings
-from vllm_vitals.exporter.engines import Engine, Fetched
+from vllm_vitals.exporter.engines.engine import Engine, Fetched
+from vllm_vitals.settings.config import EngineSettings
 
 PAGE = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1.0\n"
 

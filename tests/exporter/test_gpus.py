@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 import pytest
 from fake_nvml.state import ALL, NO_GPU
-from vllm_vitals.exporter.gpu_groups import FAMILY_GROUPS
-from vllm_vitals.exporter.gpus import GpuMonitor, GpuProcess, GpuSnapshot
-from vllm_vitals.exporter.nvml import NvmlSource
-from vllm_vitals.exporter.nvml_fields import ALL_LINKS, FIELDS
-from vllm_vitals.exporter.series import page
-from vllm_vitals.vocabulary import NVIDIA_GPU, OURS
-from vllm_vitals.xid import CRITICAL_XIDS
+from vllm_vitals.exporter.gpus.groups import FAMILY_GROUPS
+from vllm_vitals.exporter.gpus.monitor import GpuMonitor, GpuProcess, GpuSnapshot
+from vllm_vitals.exporter.gpus.nvml.fields import ALL_LINKS, FIELDS
+from vllm_vitals.exporter.gpus.nvml.source import NvmlSource
+from vllm_vitals.exporter.pages.samples import page
+from vllm_vitals.vocabulary.ours import NVIDIA_GPU, OURS
+from vllm_vitals.vocabulary.xids import CRITICAL_XIDS
 
 INTERVAL = 0.05
 DEADLINE = 10.0
@@ -58,7 +58,7 @@ def value(snapshot: GpuSnapshot, family: str, labels: str = "") -> float | None:
 @pytest.fixture(autouse=True)
 def short_event_wait(monkeypatch):
     """A monitor stops when its wait for events ends."""
-    monkeypatch.setattr("vllm_vitals.exporter.gpus._EVENT_SECONDS", 0.05)
+    monkeypatch.setattr("vllm_vitals.exporter.gpus.monitor._EVENT_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -560,7 +560,7 @@ def test_a_gpu_that_hangs_does_not_keep_the_driver_from_being_opened_again_for_t
 
 
 def test_a_gpu_that_hangs_while_the_driver_is_opened_does_not_keep_the_others_down(driver, monkeypatch):
-    monkeypatch.setattr("vllm_vitals.exporter.nvml._IDENTIFY_SECONDS", 0.3)
+    monkeypatch.setattr("vllm_vitals.exporter.gpus.nvml.source._IDENTIFY_SECONDS", 0.3)
     driver.state.hang("nvmlDeviceGetUUID", 0)
     with monitoring() as monitor:
         wait_until(lambda: sum(one.up for one in monitor.snapshots()) == 7)
@@ -571,7 +571,7 @@ def test_a_gpu_that_hangs_while_the_driver_is_opened_does_not_keep_the_others_do
 
 
 def test_an_opening_that_hangs_holds_neither_start_nor_stop(driver, monkeypatch):
-    monkeypatch.setattr("vllm_vitals.exporter.gpus._OPEN_HANG_SECONDS", 0.2)
+    monkeypatch.setattr("vllm_vitals.exporter.gpus.monitor._OPEN_HANG_SECONDS", 0.2)
     driver.state.hang("nvmlInitWithFlags", NO_GPU)
     begin = time.monotonic()
     with monitoring() as monitor:
@@ -633,8 +633,8 @@ def test_a_machine_without_the_library_says_so(tmp_path):
     (tmp_path / "libnvidia-ml.so.1").write_text("no library")  # found before a real one, and refused by the loader
     program = (
         "import time\n"
-        "from vllm_vitals.exporter.gpus import GpuMonitor\n"
-        "from vllm_vitals.exporter.nvml import NvmlSource\n"
+        "from vllm_vitals.exporter.gpus.monitor import GpuMonitor\n"
+        "from vllm_vitals.exporter.gpus.nvml.source import NvmlSource\n"
         "monitor = GpuMonitor(NvmlSource())\n"
         "monitor.start()\n"
         "end = time.monotonic() + 10\n"

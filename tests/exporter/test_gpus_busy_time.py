@@ -1,7 +1,7 @@
 """Integration of the driver's utilisation samples."""
 
 import pytest
-from vllm_vitals.exporter.nvml_busy import BusyTime
+from vllm_vitals.exporter.gpus.nvml.busy import BusyTime
 
 SECOND = 1_000_000
 

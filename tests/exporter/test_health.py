@@ -3,11 +3,10 @@ import asyncio
 import pytest
 from support import faulty_server as faulty
 from support.faulty_server import FaultyServer, page
-from vllm_vitals.config import EngineSettings, HealthSettings
-from vllm_vitals.exporter.engines import Engine, Fetched
-from vllm_vitals.exporter.exposition import ServerPage
-from vllm_vitals.exporter.gpu_types import GpuSnapshot
-from vllm_vitals.exporter.health import (
+from vllm_vitals.exporter.engines.engine import Engine, Fetched
+from vllm_vitals.exporter.engines.readings import Reading
+from vllm_vitals.exporter.gpus.types import GpuSnapshot
+from vllm_vitals.exporter.live.health import (
     RECOVERY_ACTIONS,
     XID_WINDOW_SECONDS,
     Verdict,
@@ -16,9 +15,10 @@ from vllm_vitals.exporter.health import (
     is_stalled,
     worst,
 )
-from vllm_vitals.exporter.readings import Reading
-from vllm_vitals.scalars import Ratio, Seconds
-from vllm_vitals.xid import XIDS
+from vllm_vitals.exporter.pages.relabel import ServerPage
+from vllm_vitals.settings.config import EngineSettings, HealthSettings
+from vllm_vitals.settings.scalars import Ratio, Seconds
+from vllm_vitals.vocabulary.xids import XIDS
 
 LIMITS = HealthSettings()
 NOW = 1_800_000_000.0
@@ -90,7 +90,7 @@ def test_what_is_critical_comes_before_what_is_a_warning():
 
 
 def test_every_recovery_action_has_a_name():
-    from vllm_vitals.vocabulary import OURS
+    from vllm_vitals.vocabulary.ours import OURS
 
     stated = OURS["nvidia_gpu_recovery_action"].help
     for number, name in enumerate(RECOVERY_ACTIONS):

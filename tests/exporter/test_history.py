@@ -7,8 +7,15 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm_vitals.exporter.history import SPAN_SECONDS, WINDOW_SECONDS, ReadingRing, Track, bucket_quantile, restarted
-from vllm_vitals.exporter.readings import Histogram, Reading
+from vllm_vitals.exporter.engines.history import (
+    SPAN_SECONDS,
+    WINDOW_SECONDS,
+    ReadingRing,
+    Track,
+    bucket_quantile,
+    restarted,
+)
+from vllm_vitals.exporter.engines.readings import Histogram, Reading
 
 EMPTY = Reading(0.0, "vllm", (("0", "m"),), *([None] * 13))
 

@@ -8,9 +8,9 @@ import time
 
 import psutil
 import pytest
-from vllm_vitals.exporter import host as host_module
-from vllm_vitals.exporter.host import Host, disks, has_node_exporter, is_physical_interface
-from vllm_vitals.vocabulary import OURS
+from vllm_vitals.exporter.machine import host as host_module
+from vllm_vitals.exporter.machine.host import Host, disks, has_node_exporter, is_physical_interface
+from vllm_vitals.vocabulary.ours import OURS
 
 NODE_PAGE = b"# HELP go_goroutines x\ngo_goroutines 8\n" + b"# filler\n" * 4000 + b"\nnode_load1 0.5\n"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from support.http import get
 from support.waiting import wait_for
-from vllm_vitals.exporter.http_server import HttpServer, Limits, Request, Response
+from vllm_vitals.exporter.http.server import HttpServer, Limits, Request, Response
 
 
 class Served:

@@ -12,9 +12,9 @@ from support import faulty_server as faulty
 from support.certificates import Authority
 from support.faulty_server import FaultyServer, page
 from support.http import free_port
-from vllm_vitals.config import BasicAuth, EngineSettings, Tls
-from vllm_vitals.exporter.page_client import FetchError, PageClient
-from vllm_vitals.scalars import ConfigError
+from vllm_vitals.exporter.engines.page_client import FetchError, PageClient
+from vllm_vitals.settings.config import BasicAuth, EngineSettings, Tls
+from vllm_vitals.settings.scalars import ConfigError
 
 PAGE = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1.0\n"
 LIMIT = 100_000

@@ -1,6 +1,6 @@
 import pytest
-from vllm_vitals.exporter.health import Verdict
-from vllm_vitals.exporter.page_words import (
+from vllm_vitals.exporter.live.health import Verdict
+from vllm_vitals.exporter.live.wording import (
     engine_notes,
     engine_past,
     engine_state,

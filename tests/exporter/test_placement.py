@@ -6,10 +6,10 @@ import subprocess
 import time
 
 import pytest
-from vllm_vitals.exporter.placement import EngineFacts, GpuFacts, Here, Pods, place, samples
-from vllm_vitals.exporter.placement_thread import Placement
-from vllm_vitals.exporter.pod_resources import PodDevices
-from vllm_vitals.exporter.process_tree import Listener, Process, ProcessTree
+from vllm_vitals.exporter.machine.process_tree import Listener, Process, ProcessTree
+from vllm_vitals.exporter.placement.pod_resources import PodDevices
+from vllm_vitals.exporter.placement.rules import EngineFacts, GpuFacts, Here, Pods, place, samples
+from vllm_vitals.exporter.placement.thread import Placement
 
 URL = "http://127.0.0.1:8000/metrics"
 A100 = "NVIDIA A100-SXM4-80GB"

@@ -9,7 +9,7 @@ import pytest
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Server
-from vllm_vitals.exporter.pod_resources import LIST_METHOD, PodDevices, list_pods, messages, pod_names
+from vllm_vitals.exporter.placement.pod_resources import LIST_METHOD, PodDevices, list_pods, messages, pod_names
 
 GPU_A = "GPU-aaaaaaaa-0000-1111-2222-333333333333"
 GPU_B = "GPU-bbbbbbbb-0000-1111-2222-333333333333"

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from vllm_vitals.exporter.cgroups import membership
-from vllm_vitals.exporter.process_tree import (
+from vllm_vitals.exporter.machine.cgroups import membership
+from vllm_vitals.exporter.machine.process_tree import (
     Process,
     engine_pids,
     find_vllm_servers,

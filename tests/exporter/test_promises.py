@@ -5,11 +5,11 @@ import re
 
 import pytest
 from vllm_vitals.alerts.sla import load
-from vllm_vitals.exporter.exposition import Relabeler
-from vllm_vitals.exporter.promise_events import count
-from vllm_vitals.exporter.promise_record import Count, PromiseRecord, kept
-from vllm_vitals.exporter.promise_verdict import percent, stands
-from vllm_vitals.in_force import in_force
+from vllm_vitals.cli.in_force import in_force
+from vllm_vitals.exporter.pages.relabel import Relabeler
+from vllm_vitals.exporter.promises.events import count
+from vllm_vitals.exporter.promises.record import Count, PromiseRecord, kept
+from vllm_vitals.exporter.promises.verdict import percent, stands
 
 MODEL = "m"
 

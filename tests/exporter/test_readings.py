@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import exposition
-from vllm_vitals.exporter.exposition import Relabeler
-from vllm_vitals.exporter.readings import Histogram, Reading, read
-from vllm_vitals.exporter.series import label_pairs
+from vllm_vitals.exporter.engines.readings import Histogram, Reading, read
+from vllm_vitals.exporter.pages.relabel import Relabeler
+from vllm_vitals.exporter.pages.samples import label_pairs
 
 
 def reading(raw: bytes) -> Reading:

@@ -11,10 +11,10 @@ from support.exposition import labels_of, series, value, values
 from support.faulty_server import METRICS_TYPE, FaultyServer, Peer
 from support.finished_requests import request, sequence
 from support.waiting import wait_for
-from vllm_vitals.exporter.request_pages import merged, relabelled
-from vllm_vitals.tracing.openmetrics import render
-from vllm_vitals.tracing.request_metrics import RequestMetricsSink
-from vllm_vitals.tracing_settings import GoodputSettings
+from vllm_vitals.exporter.pages.request_pages import merged, relabelled
+from vllm_vitals.settings.tracing import GoodputSettings
+from vllm_vitals.tracing.metrics.openmetrics import render
+from vllm_vitals.tracing.metrics.request_metrics import RequestMetricsSink
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 ASKS = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}

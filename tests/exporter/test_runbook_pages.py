@@ -10,8 +10,8 @@ import yaml
 from vllm_vitals.alerts.build import GENERATED
 from vllm_vitals.alerts.runbooks import runbooks
 from vllm_vitals.alerts.sla import DEFAULT_RUNBOOKS, load
-from vllm_vitals.exporter.runbook_pages import SHIPPED, RunbookPages, render
-from vllm_vitals.scalars import ConfigError
+from vllm_vitals.exporter.live.runbook_pages import SHIPPED, RunbookPages, render
+from vllm_vitals.settings.scalars import ConfigError
 
 PAGES = sorted(SHIPPED.glob("*.md"))
 

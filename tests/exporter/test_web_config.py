@@ -10,8 +10,8 @@ from support.certificates import Authority, Pair
 from support.exposition import value
 from support.http import get
 from support.waiting import wait_for
-from vllm_vitals.config import ConfigError
-from vllm_vitals.exporter.web_config import WebConfig
+from vllm_vitals.exporter.http.web_config import WebConfig
+from vllm_vitals.settings.config import ConfigError
 
 USER, PASSWORD = "prometheus", "pä:ss word"
 

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import pynvml
 import pytest
-from vllm_vitals.exporter import (
-    nvml,
-    nvml_busy,
-    nvml_codes,
-    nvml_fields,
-    nvml_gpm,
-    nvml_mig,
-    nvml_processes,
-    nvml_readers,
-)
-from vllm_vitals.exporter.series import label_pairs
+from vllm_vitals.exporter.gpus.nvml import busy as nvml_busy
+from vllm_vitals.exporter.gpus.nvml import codes as nvml_codes
+from vllm_vitals.exporter.gpus.nvml import fields as nvml_fields
+from vllm_vitals.exporter.gpus.nvml import gpm as nvml_gpm
+from vllm_vitals.exporter.gpus.nvml import mig as nvml_mig
+from vllm_vitals.exporter.gpus.nvml import processes as nvml_processes
+from vllm_vitals.exporter.gpus.nvml import readers as nvml_readers
+from vllm_vitals.exporter.gpus.nvml import source as nvml
+from vllm_vitals.exporter.pages.samples import label_pairs
 
 _HERE = Path(__file__).parent
 

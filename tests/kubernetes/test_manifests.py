@@ -14,9 +14,9 @@ from vllm_vitals.alerts.build import generate
 from vllm_vitals.alerts.check import rule_schema
 from vllm_vitals.alerts.sla import load
 from vllm_vitals.compose.manifests import SOURCE, kubernetes_files
-from vllm_vitals.config import load as load_settings
 from vllm_vitals.dashboards.build import GENERATED as FOLDER
-from vllm_vitals.promql import problems
+from vllm_vitals.promql.check import problems
+from vllm_vitals.settings.config import load as load_settings
 
 KUBERNETES = "1.36"
 CUSTOM = {"PodMonitor": PodMonitor, "PrometheusRule": PrometheusRule, "ScaledObject": ScaledObject}

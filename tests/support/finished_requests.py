@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllm_vitals.tracing.records import Outcome, Request, Sequence, Trace
+from vllm_vitals.tracing.request.records import Outcome, Request, Sequence, Trace
 
 T0 = 1_750_000_000.0
 

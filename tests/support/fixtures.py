@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from vllm_vitals.cli import main
-from vllm_vitals.config import OPTIONS
+from vllm_vitals.cli.main import main
+from vllm_vitals.settings.config import OPTIONS
 
 from .programs import Exporter, Program
 from .traced_vllm import ENVIRONMENT

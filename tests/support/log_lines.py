@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from vllm_vitals.tracing import fatal
+from vllm_vitals.settings.tracing import RequestLogSettings
+from vllm_vitals.tracing.fatal import watch as fatal
 from vllm_vitals.tracing.json_logs import VitalsJsonFormatter
 from vllm_vitals.tracing.log_context import SERVED, IdFilter
-from vllm_vitals.tracing.records import Gpu, Http, Request, Sequence, Trace
-from vllm_vitals.tracing.request_line import RequestLogSink
-from vllm_vitals.tracing_settings import RequestLogSettings
+from vllm_vitals.tracing.logs.request_line import RequestLogSink
+from vllm_vitals.tracing.request.records import Gpu, Http, Request, Sequence, Trace
 
 AT: Final = 1_790_000_000.0
 DOCKER_TIME: Final = "2026-11-26T06:40:00.123456789Z"

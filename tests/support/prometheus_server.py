@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import yaml
-from vllm_vitals.companions import ALERTMANAGER, on_path
+from vllm_vitals.cli.companions import ALERTMANAGER, on_path
 
 from .http import free_port, get
 from .programs import Program

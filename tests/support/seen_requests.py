@@ -4,10 +4,10 @@ import time
 from types import SimpleNamespace
 from typing import Any, Final
 
-from vllm_vitals.tracing.exchange import Exchange
-from vllm_vitals.tracing.sampling import Head, Sampler
-from vllm_vitals.tracing.timeline import Timeline
-from vllm_vitals.tracing_settings import SamplingSettings
+from vllm_vitals.settings.tracing import SamplingSettings
+from vllm_vitals.tracing.request.exchange import Exchange
+from vllm_vitals.tracing.request.sampling import Head, Sampler
+from vllm_vitals.tracing.request.timeline import Timeline
 
 QUEUED: Final = 1
 SCHEDULED: Final = 2

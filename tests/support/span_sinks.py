@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vllm_vitals.tracing.counters import SPANS_DROPPED, SPANS_EMITTED, SPANS_FAILED
-from vllm_vitals.tracing.records import Request, Trace
-from vllm_vitals.tracing.span_export import SpanSink
+from vllm_vitals.tracing.request.records import Request, Trace
+from vllm_vitals.tracing.spans.export import SpanSink
 
 from .finished_requests import request, sequence
 

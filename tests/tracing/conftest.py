@@ -6,7 +6,7 @@ import time
 import pytest
 from support.otlp_receiver import OtlpReceiver
 from vllm_vitals.tracing.counters import Counters
-from vllm_vitals.tracing.otlp_settings import otlp_settings
+from vllm_vitals.tracing.spans.otlp_settings import otlp_settings
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 from support.seen_requests import PREEMPTED, QUEUED, SCHEDULED, event, exchange, state, timeline
-from vllm_vitals.tracing.assembly import Assembly, Clock
-from vllm_vitals.tracing.durations import Durations, from_span
-from vllm_vitals.tracing.phases import phases
-from vllm_vitals.tracing.request_line import fields
-from vllm_vitals.tracing.request_metrics import RequestMetricsSink
-from vllm_vitals.tracing.sampling import Sampler
-from vllm_vitals.tracing.span_tree import INTERNAL, spans_of
-from vllm_vitals.tracing.timeline import Timeline, Times
-from vllm_vitals.tracing_settings import GoodputSettings, SamplingSettings
+from vllm_vitals.settings.tracing import GoodputSettings, SamplingSettings
+from vllm_vitals.tracing.logs.request_line import fields
+from vllm_vitals.tracing.metrics.request_metrics import RequestMetricsSink
+from vllm_vitals.tracing.request.assembly import Assembly, Clock
+from vllm_vitals.tracing.request.durations import Durations, from_span
+from vllm_vitals.tracing.request.phases import phases
+from vllm_vitals.tracing.request.sampling import Sampler
+from vllm_vitals.tracing.request.timeline import Timeline, Times
+from vllm_vitals.tracing.spans.tree import INTERNAL, spans_of
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vllm_vitals.scalars import ConfigError
-from vllm_vitals.tracing.audit import AuditSink, entry
-from vllm_vitals.tracing.audit_chain import canonical
-from vllm_vitals.tracing.audit_verify import Head, chains, verify
+from vllm_vitals.settings.scalars import ConfigError
+from vllm_vitals.settings.tracing import AuditSettings
+from vllm_vitals.tracing.audit.chain import canonical
+from vllm_vitals.tracing.audit.log import AuditSink, entry
+from vllm_vitals.tracing.audit.verify import Head, chains, verify
 from vllm_vitals.tracing.counters import AUDIT_FAILURES, Counters
-from vllm_vitals.tracing.records import Http, Request, Sequence, Trace
-from vllm_vitals.tracing_settings import AuditSettings
+from vllm_vitals.tracing.request.records import Http, Request, Sequence, Trace
 
 AT = 1_790_000_000.0
 KEY = b"0123456789abcdef0123456789abcdef"

@@ -2,10 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from vllm_vitals.tracing.audit import AuditSink
+from vllm_vitals.settings.tracing import AuditSettings
+from vllm_vitals.tracing.audit.log import AuditSink
 from vllm_vitals.tracing.counters import Counters
-from vllm_vitals.tracing.records import Request, Trace
-from vllm_vitals.tracing_settings import AuditSettings
+from vllm_vitals.tracing.request.records import Request, Trace
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from support.collectors import CORE, KINDS, Collector, core_part
 from support.otlp_receiver import OtlpReceiver, settled
 from support.span_sinks import SPANS, counts, sampled
 from vllm_vitals.compose.bundle import SHIPPED
-from vllm_vitals.tracing import span_tree
-from vllm_vitals.tracing.span_export import SpanSink
+from vllm_vitals.tracing.spans import tree as span_tree
+from vllm_vitals.tracing.spans.export import SpanSink
 
 needs_core = pytest.mark.skipif(not CORE.exists(), reason=f"tests/otelcol/build.sh {CORE.parent} builds it, in minutes")
 

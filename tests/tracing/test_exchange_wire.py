@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 from support.seen_requests import PREEMPTED, QUEUED, SCHEDULED, event, exchange, sampled, timeline
-from vllm_vitals.tracing.assembly import Assembly
-from vllm_vitals.tracing.durations import Durations
-from vllm_vitals.tracing.exchange import Exchange
-from vllm_vitals.tracing.exchange_wire import packed, unpacked
-from vllm_vitals.tracing.records import NativeSpan
-from vllm_vitals.tracing.sampling import Head, Sampler
-from vllm_vitals.tracing.timeline import Timeline
-from vllm_vitals.tracing_settings import SamplingSettings
+from vllm_vitals.settings.tracing import SamplingSettings
+from vllm_vitals.tracing.request.assembly import Assembly
+from vllm_vitals.tracing.request.durations import Durations
+from vllm_vitals.tracing.request.exchange import Exchange
+from vllm_vitals.tracing.request.exchange_wire import packed, unpacked
+from vllm_vitals.tracing.request.records import NativeSpan
+from vllm_vitals.tracing.request.sampling import Head, Sampler
+from vllm_vitals.tracing.request.timeline import Timeline
 
 
 class FinishReason(enum.IntEnum):
@@ -28,7 +28,7 @@ class FinishReason(enum.IntEnum):
 @pytest.fixture
 def assembly(monkeypatch):
     """Makes records that two calls make alike: of one clock, with one new span id."""
-    monkeypatch.setattr("vllm_vitals.tracing.assembly.new_span_id", lambda: 7)
+    monkeypatch.setattr("vllm_vitals.tracing.request.assembly.new_span_id", lambda: 7)
     made = Assembly(
         Sampler(SamplingSettings(), {}),
         model="tiny",

@@ -8,8 +8,9 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from vllm_vitals.tracing import fatal, fatal_file
-from vllm_vitals.tracing.fatal_kinds import KINDS, kinds_of
+from vllm_vitals.tracing.fatal import file as fatal_file
+from vllm_vitals.tracing.fatal import watch as fatal
+from vllm_vitals.tracing.fatal.kinds import KINDS, kinds_of
 
 NONE = dict.fromkeys((kind.name for kind in KINDS), 0)
 

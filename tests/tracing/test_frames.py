@@ -4,7 +4,7 @@ import random
 import socket
 
 import pytest
-from vllm_vitals.tracing.frames import Frames
+from vllm_vitals.tracing.report.frames import Frames
 
 
 @pytest.fixture

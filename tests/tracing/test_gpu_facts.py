@@ -7,12 +7,12 @@ import pytest
 from support import faulty_server as faulty
 from support.faulty_server import FaultyServer, page
 from support.waiting import wait_for
-from vllm_vitals.scalars import Seconds
-from vllm_vitals.tracing import gpu_facts
+from vllm_vitals.settings.scalars import Seconds
+from vllm_vitals.settings.tracing import GpuFactSettings
 from vllm_vitals.tracing.counters import Counters
-from vllm_vitals.tracing.gpu_facts import GPU_FACTS_FAILURES, GpuFacts, is_this_machine, told
-from vllm_vitals.tracing.records import Gpu
-from vllm_vitals.tracing_settings import GpuFactSettings
+from vllm_vitals.tracing.metrics import gpu_facts
+from vllm_vitals.tracing.metrics.gpu_facts import GPU_FACTS_FAILURES, GpuFacts, is_this_machine, told
+from vllm_vitals.tracing.request.records import Gpu
 
 PAGE = b'# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{engine="0",model_name="m"} 1.0\n'
 

@@ -5,9 +5,9 @@ import logging
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm_vitals.scalars import ConfigError
-from vllm_vitals.tracing.hashing import Hasher, read_key
-from vllm_vitals.tracing_settings import PrivacySettings
+from vllm_vitals.settings.scalars import ConfigError
+from vllm_vitals.settings.tracing import PrivacySettings
+from vllm_vitals.tracing.audit.hashing import Hasher, read_key
 
 
 @pytest.fixture

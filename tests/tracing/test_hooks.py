@@ -7,11 +7,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from vllm_vitals.tracing import hooks, start
-from vllm_vitals.tracing.exchange import UNWANTED
-from vllm_vitals.tracing.hooks import HOOKS, mismatch
+from vllm_vitals.tracing import start
+from vllm_vitals.tracing.hooks import vllm_methods as hooks
+from vllm_vitals.tracing.hooks.vllm_methods import HOOKS, mismatch
 from vllm_vitals.tracing.log_context import SERVED
-from vllm_vitals.tracing.timeline import _FIELDS, Timeline, Times
+from vllm_vitals.tracing.request.exchange import UNWANTED
+from vllm_vitals.tracing.request.timeline import _FIELDS, Timeline, Times
 
 DATA = Path(__file__).parents[1] / "data/vllm-signatures.json"
 

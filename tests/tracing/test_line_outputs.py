@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from vllm_vitals.tracing.line_outputs import outputs_of
+from vllm_vitals.tracing.logs.line_outputs import outputs_of
 
 NAME = "vllm_vitals.request"
 
@@ -16,13 +16,13 @@ PROGRAM = """
 import logging, logging.config, os, sys, time
 from support.seen_requests import sampled
 from vllm_vitals.tracing.counters import Counters
-from vllm_vitals.tracing.hashing import Hasher
-from vllm_vitals.tracing.line_outputs import outputs_of
-from vllm_vitals.tracing.logging_config import dict_config
-from vllm_vitals.tracing.process_reporter import ProcessReporter
-from vllm_vitals.tracing.reporter import Reporting
-from vllm_vitals.tracing.sampling import Sampler
-from vllm_vitals.tracing_settings import SamplingSettings, TracingSettings
+from vllm_vitals.tracing.audit.hashing import Hasher
+from vllm_vitals.tracing.logs.line_outputs import outputs_of
+from vllm_vitals.tracing.logs.logging_config import dict_config
+from vllm_vitals.tracing.report.process_reporter import ProcessReporter
+from vllm_vitals.tracing.report.reporter import Reporting
+from vllm_vitals.tracing.request.sampling import Sampler
+from vllm_vitals.settings.tracing import SamplingSettings, TracingSettings
 {setup}
 reporting = Reporting(TracingSettings(), Hasher(b"k" * 32), None, {{}}, ("tiny",), 0)
 reporter = ProcessReporter(reporting, Counters(), Sampler(SamplingSettings(), {{}}))
@@ -113,7 +113,8 @@ def test_the_childs_own_warnings_come_out_there_too(tmp_path):
         "reporter = ProcessReporter(reporting, Counters(), Sampler(SamplingSettings(), {}))\n"
         "report(2)"
     )
-    lines, errors, pid = run(tmp_path, setup + "\nfrom vllm_vitals.tracing.otlp_settings import otlp_settings", export)
+    setup += "\nfrom vllm_vitals.tracing.spans.otlp_settings import otlp_settings"
+    lines, errors, pid = run(tmp_path, setup, export)
     found = [json.loads(line) for line in lines]
     (warning,) = [line for line in found if line["log.level"] == "warning"]
     assert "does not take spans" in warning["message"]

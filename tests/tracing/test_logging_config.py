@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import vllm_vitals
-from vllm_vitals.scalars import ConfigError
-from vllm_vitals.tracing.logging_config import dict_config
+from vllm_vitals.settings.scalars import ConfigError
+from vllm_vitals.tracing.logs.logging_config import dict_config
 
 LINES = """
 import logging, sys

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.finished_requests import T0, request, sequence
-from vllm_vitals.scalars import Seconds
-from vllm_vitals.tracing.metric_values import Values, from_json, merged, to_json
-from vllm_vitals.tracing.records import OUTCOMES
-from vllm_vitals.tracing.request_metrics import RequestMetricsSink
-from vllm_vitals.tracing_settings import GoodputSettings
+from vllm_vitals.settings.scalars import Seconds
+from vllm_vitals.settings.tracing import GoodputSettings
+from vllm_vitals.tracing.metrics.request_metrics import RequestMetricsSink
+from vllm_vitals.tracing.metrics.values import Values, from_json, merged, to_json
+from vllm_vitals.tracing.request.records import OUTCOMES
 
 lengths = st.integers(0, 400).map(lambda n: n / 64)  # exact in binary, so that sums do not depend on their order
 sequences = st.builds(

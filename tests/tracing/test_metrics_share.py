@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 from support.exposition import value, values
 from support.finished_requests import request, sequence
 from support.waiting import wait_for
+from vllm_vitals.settings.tracing import GoodputSettings
 from vllm_vitals.tracing.counters import SPANS_EMITTED, Counters
-from vllm_vitals.tracing.metrics_share import MetricsPage
-from vllm_vitals.tracing.request_metrics import RequestMetricsSink
-from vllm_vitals.tracing.self_metrics import SelfMetrics
-from vllm_vitals.tracing_settings import GoodputSettings
+from vllm_vitals.tracing.metrics.request_metrics import RequestMetricsSink
+from vllm_vitals.tracing.metrics.self_metrics import SelfMetrics
+from vllm_vitals.tracing.metrics.share import MetricsPage
 
 INFO = {"mode": "own", "export": "thread", "version": "1", "vllm_version": "0.32.0"}
 TEXT = "text/plain"

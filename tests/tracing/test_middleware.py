@@ -9,18 +9,18 @@ from types import SimpleNamespace
 import pytest
 from support.exposition import value
 from support.waiting import wait_for
-from vllm_vitals.tracing import runtime
+from vllm_vitals.settings.tracing import PrivacySettings, RequestLogSettings, SamplingSettings, TracingSettings
 from vllm_vitals.tracing.counters import HOOK_FAILURES, REQUESTS_DROPPED, Counters
-from vllm_vitals.tracing.exchange import UNWANTED
 from vllm_vitals.tracing.log_context import SERVED
-from vllm_vitals.tracing.metrics_share import MetricsPage
+from vllm_vitals.tracing.metrics.self_metrics import SelfMetrics
+from vllm_vitals.tracing.metrics.share import MetricsPage
 from vllm_vitals.tracing.middleware import Vitals
-from vllm_vitals.tracing.otlp_settings import otlp_settings
-from vllm_vitals.tracing.reporter import Reporter, Reporting
-from vllm_vitals.tracing.runtime import Runtime
-from vllm_vitals.tracing.sampling import Sampler
-from vllm_vitals.tracing.self_metrics import SelfMetrics
-from vllm_vitals.tracing_settings import PrivacySettings, RequestLogSettings, SamplingSettings, TracingSettings
+from vllm_vitals.tracing.report import runtime
+from vllm_vitals.tracing.report.reporter import Reporter, Reporting
+from vllm_vitals.tracing.report.runtime import Runtime
+from vllm_vitals.tracing.request.exchange import UNWANTED
+from vllm_vitals.tracing.request.sampling import Sampler
+from vllm_vitals.tracing.spans.otlp_settings import otlp_settings
 
 TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from support.exposition import value
 from support.finished_requests import request, sequence
-from vllm_vitals.exposition_formats import REQUEST_PAGE_BEGIN, accepts_openmetrics
-from vllm_vitals.tracing.metric_values import Values
-from vllm_vitals.tracing.openmetrics import render
-from vllm_vitals.tracing.request_metrics import RequestMetricsSink
-from vllm_vitals.tracing.self_metrics import self_values
-from vllm_vitals.tracing_settings import GoodputSettings
-from vllm_vitals.vocabulary import PLUGIN
+from vllm_vitals.settings.tracing import GoodputSettings
+from vllm_vitals.tracing.metrics.openmetrics import render
+from vllm_vitals.tracing.metrics.request_metrics import RequestMetricsSink
+from vllm_vitals.tracing.metrics.self_metrics import self_values
+from vllm_vitals.tracing.metrics.values import Values
+from vllm_vitals.vocabulary.exposition_formats import REQUEST_PAGE_BEGIN, accepts_openmetrics
+from vllm_vitals.vocabulary.ours import PLUGIN
 
 PROMETHEUS_2_42 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from support.otlp_receiver import attributes, value_of
-from vllm_vitals.tracing.otlp import (
+from vllm_vitals.tracing.spans.otlp import (
     SCHEMA_URL,
     export_request,
     rejected_spans,
@@ -23,7 +23,7 @@ from vllm_vitals.tracing.otlp import (
     scope_bytes,
     span_bytes,
 )
-from vllm_vitals.tracing.span_tree import Event, Link, Span
+from vllm_vitals.tracing.spans.tree import Event, Link, Span
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=200)

@@ -5,8 +5,8 @@ import os
 
 import pytest
 from vllm_vitals import __version__
-from vllm_vitals.scalars import ConfigError
-from vllm_vitals.tracing.otlp_settings import otlp_settings, resource
+from vllm_vitals.settings.scalars import ConfigError
+from vllm_vitals.tracing.spans.otlp_settings import otlp_settings, resource
 
 GRPC = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
 HTTP = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}

@@ -14,9 +14,9 @@ import pytest
 from support.otlp_receiver import HANG, elapsed, settled
 from support.seen_requests import sampled, timeline
 from support.waiting import wait_for
-from vllm_vitals.tracing import process_reporter
-from vllm_vitals.tracing.assembly import Assembly
-from vllm_vitals.tracing.audit_verify import verify
+from vllm_vitals.settings.tracing import AuditSettings, RequestLogSettings, SamplingSettings, TracingSettings
+from vllm_vitals.tracing.audit.hashing import Hasher
+from vllm_vitals.tracing.audit.verify import verify
 from vllm_vitals.tracing.counters import (
     AUDIT_FAILURES,
     EXPORT_FAILURES,
@@ -27,13 +27,13 @@ from vllm_vitals.tracing.counters import (
     SPANS_FAILED,
     Counters,
 )
-from vllm_vitals.tracing.hashing import Hasher
-from vllm_vitals.tracing.otlp_settings import otlp_settings
-from vllm_vitals.tracing.process_reporter import ProcessReporter
-from vllm_vitals.tracing.reporter import Reporting
-from vllm_vitals.tracing.sampling import Sampler
-from vllm_vitals.tracing.span_tree import span_count
-from vllm_vitals.tracing_settings import AuditSettings, RequestLogSettings, SamplingSettings, TracingSettings
+from vllm_vitals.tracing.report import process_reporter
+from vllm_vitals.tracing.report.process_reporter import ProcessReporter
+from vllm_vitals.tracing.report.reporter import Reporting
+from vllm_vitals.tracing.request.assembly import Assembly
+from vllm_vitals.tracing.request.sampling import Sampler
+from vllm_vitals.tracing.spans.otlp_settings import otlp_settings
+from vllm_vitals.tracing.spans.tree import span_count
 
 SPANS = span_count(Assembly(Sampler(SamplingSettings(), {}), hash_text=str).request(*sampled()))
 SILENT = RequestLogSettings(enabled=False)
@@ -147,7 +147,7 @@ def test_no_secret_stands_in_the_childs_arguments_and_it_is_nice(receiver, repor
     report(reporter, 1)
     receiver.wait_for(lambda spans: spans)
     command = Path(f"/proc/{pid_of(reporter)}/cmdline").read_bytes()
-    assert b"vllm_vitals.tracing.report_child" in command
+    assert b"vllm_vitals.tracing.report.child" in command
     assert b"s3cret" not in command
     assert b"http" not in command
     assert os.getpriority(os.PRIO_PROCESS, pid_of(reporter)) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
@@ -157,7 +157,7 @@ def test_no_secret_stands_in_the_childs_arguments_and_it_is_nice(receiver, repor
 
 def test_the_child_imports_neither_vllm_nor_grpc_nor_opentelemetry():
     found = subprocess.run(
-        [sys.executable, "-c", "import sys, vllm_vitals.tracing.report_child; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, vllm_vitals.tracing.report.child; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
@@ -333,9 +333,9 @@ def test_the_child_flushes_and_ends_when_its_parent_is_killed(receiver, tmp_path
         "import os, pickle, signal, sys\n"
         "from support.seen_requests import sampled\n"
         "from vllm_vitals.tracing.counters import Counters\n"
-        "from vllm_vitals.tracing.process_reporter import ProcessReporter\n"
-        "from vllm_vitals.tracing.sampling import Sampler\n"
-        "from vllm_vitals.tracing_settings import SamplingSettings\n"
+        "from vllm_vitals.tracing.report.process_reporter import ProcessReporter\n"
+        "from vllm_vitals.tracing.request.sampling import Sampler\n"
+        "from vllm_vitals.settings.tracing import SamplingSettings\n"
         "reporting = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
         "reporter = ProcessReporter(reporting, Counters(), Sampler(SamplingSettings(), {}))\n"
         "reporter.request(*sampled(5))\n"

@@ -4,8 +4,8 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm_vitals.scalars import ConfigError
-from vllm_vitals.tracing.redaction import KINDS, Redactor
+from vllm_vitals.settings.scalars import ConfigError
+from vllm_vitals.tracing.logs.redaction import KINDS, Redactor
 
 ALL = Redactor(KINDS)
 
@@ -113,7 +113,7 @@ ADVERSARIAL = (
 def test_a_long_text_of_anything_takes_linear_time():
     """A quadratic expression would need many minutes for these: the deadline is no measurement."""
     program = (
-        "import sys; from vllm_vitals.tracing.redaction import KINDS, Redactor\n"
+        "import sys; from vllm_vitals.tracing.logs.redaction import KINDS, Redactor\n"
         "for part in sys.argv[1:]: Redactor(KINDS).text(part * (250_000 // len(part)))"
     )
     subprocess.run([sys.executable, "-c", program, *ADVERSARIAL], check=True, timeout=60)

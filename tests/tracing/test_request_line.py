@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from vllm_vitals.tracing.records import Gpu, Http, Request, Sequence, Trace
-from vllm_vitals.tracing.request_line import RequestLogSink, fields, text
-from vllm_vitals.tracing_settings import RequestLogSettings
+from vllm_vitals.settings.tracing import RequestLogSettings
+from vllm_vitals.tracing.logs.request_line import RequestLogSink, fields, text
+from vllm_vitals.tracing.request.records import Gpu, Http, Request, Sequence, Trace
 
 AT = 1_790_000_000.0
 HTTP = Http("POST", "/v1/chat/completions", 200, AT, AT + 0.812, AT + 0.1, client="10.0.0.5:4242", streamed=True)
@@ -149,10 +149,10 @@ PROGRAM = """
 import logging, sys
 from pathlib import Path
 {setup}
-from vllm_vitals.tracing.fatal import install
-from vllm_vitals.tracing.records import Request, Trace
-from vllm_vitals.tracing.request_line import RequestLogSink
-from vllm_vitals.tracing_settings import RequestLogSettings
+from vllm_vitals.tracing.fatal.watch import install
+from vllm_vitals.tracing.request.records import Request, Trace
+from vllm_vitals.tracing.logs.request_line import RequestLogSink
+from vllm_vitals.settings.tracing import RequestLogSettings
 install(Path(sys.argv[1]))
 for _ in range(2):
     sink = RequestLogSink(RequestLogSettings(names="flat"))

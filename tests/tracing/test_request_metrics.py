@@ -2,12 +2,12 @@
 
 import pytest
 from support.finished_requests import T0, request, sequence
-from vllm_vitals.scalars import Seconds
-from vllm_vitals.tracing.metric_values import Exemplar
-from vllm_vitals.tracing.records import OUTCOMES
-from vllm_vitals.tracing.request_metrics import RequestMetricsSink
-from vllm_vitals.tracing_settings import GoodputSettings
-from vllm_vitals.vocabulary import PLUGIN
+from vllm_vitals.settings.scalars import Seconds
+from vllm_vitals.settings.tracing import GoodputSettings
+from vllm_vitals.tracing.metrics.request_metrics import RequestMetricsSink
+from vllm_vitals.tracing.metrics.values import Exemplar
+from vllm_vitals.tracing.request.records import OUTCOMES
+from vllm_vitals.vocabulary.ours import PLUGIN
 
 TARGETS = GoodputSettings(ttft=Seconds(0.5), tpot=Seconds(0.2))
 

@@ -1,11 +1,11 @@
 """Which spans are kept."""
 
 import pytest
-from vllm_vitals.scalars import ConfigError, Ratio, Seconds
-from vllm_vitals.tracing.records import Sequence
-from vllm_vitals.tracing.sampling import Sampler, in_ratio
-from vllm_vitals.tracing.trace_context import Incoming, new_trace_id, parse_traceparent
-from vllm_vitals.tracing_settings import Keep, SamplingSettings
+from vllm_vitals.settings.scalars import ConfigError, Ratio, Seconds
+from vllm_vitals.settings.tracing import Keep, SamplingSettings
+from vllm_vitals.tracing.request.records import Sequence
+from vllm_vitals.tracing.request.sampling import Sampler, in_ratio
+from vllm_vitals.tracing.request.trace_context import Incoming, new_trace_id, parse_traceparent
 
 CALLER = Incoming(0xABC, 0xDEF, sampled=True)
 QUIET = CALLER._replace(sampled=False)

@@ -3,12 +3,12 @@
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from support.exposition import families, value
-from vllm_vitals.exporter.exposition import Relabeler
-from vllm_vitals.exporter.exposition import merge as merged
+from vllm_vitals.exporter.pages.relabel import Relabeler
+from vllm_vitals.exporter.pages.relabel import merge as merged
 from vllm_vitals.tracing import counters as kinds
 from vllm_vitals.tracing.counters import Counters
-from vllm_vitals.tracing.self_metrics import SelfMetrics, minute_line
-from vllm_vitals.vocabulary import TRACING
+from vllm_vitals.tracing.metrics.self_metrics import SelfMetrics, minute_line
+from vllm_vitals.vocabulary.ours import TRACING
 
 INFO = {"mode": "own", "export": "thread", "version": "1", "vllm_version": "0.32.0"}
 KINDS = sorted(value for name, value in vars(kinds).items() if name.isupper() and isinstance(value, str))

@@ -23,8 +23,8 @@ from support.otlp_receiver import (
 )
 from support.span_sinks import SPANS, counts, sampled
 from vllm_vitals.tracing.counters import EXPORT_FAILURES
-from vllm_vitals.tracing.span_buffer import BATCH_SPANS, SpanBuffer
-from vllm_vitals.tracing.span_export import SpanSink
+from vllm_vitals.tracing.spans.buffer import BATCH_SPANS, SpanBuffer
+from vllm_vitals.tracing.spans.export import SpanSink
 
 BOTH = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 

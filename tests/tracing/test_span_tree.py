@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.finished_requests import T0, request, sequence
-from vllm_vitals.tracing.phases import preempted_seconds
-from vllm_vitals.tracing.records import OUTCOMES, Gpu, Http, NativeSpan, Request, Sequence, Trace
-from vllm_vitals.tracing.span_tree import ERROR, INTERNAL, SERVER, Link, span_count, spans_of
+from vllm_vitals.tracing.request.phases import preempted_seconds
+from vllm_vitals.tracing.request.records import OUTCOMES, Gpu, Http, NativeSpan, Request, Sequence, Trace
+from vllm_vitals.tracing.spans.tree import ERROR, INTERNAL, SERVER, Link, span_count, spans_of
 
 MS = 1_000_000
 HTTP = Http(
@@ -445,7 +445,7 @@ def test_attributes_are_of_kinds_that_otlp_knows(given_request):
 def test_a_forked_process_has_other_ids():
     mine = spans_of(traced(sequence()))[1].span_id
     reader, writer = os.pipe()
-    from vllm_vitals.tracing import span_tree
+    from vllm_vitals.tracing.spans import tree as span_tree
 
     state = span_tree._ids.getstate()
     if (pid := os.fork()) == 0:

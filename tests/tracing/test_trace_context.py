@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm_vitals.tracing.trace_context import (
+from vllm_vitals.tracing.request.trace_context import (
     clean_tracestate,
     format_traceparent,
     new_span_id,

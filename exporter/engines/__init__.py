@@ -1,0 +1,1 @@
+"""Inference servers: found, fetched, and their recent past."""

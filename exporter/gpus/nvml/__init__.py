@@ -1,0 +1,1 @@
+"""NVML as a source of GPUs."""

@@ -1,0 +1,1 @@
+"""The live page's data and words, and the verdicts behind it."""

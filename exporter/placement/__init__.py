@@ -1,0 +1,1 @@
+"""Which engine runs on which GPU, and how we know."""

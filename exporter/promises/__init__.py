@@ -1,0 +1,1 @@
+"""What was promised, how it stands, and the alerts of those who watch it."""

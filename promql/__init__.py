@@ -1,0 +1,1 @@
+"""PromQL: checks before Prometheus sees it, and questions to a running one."""

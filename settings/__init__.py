@@ -1,0 +1,1 @@
+"""What users set: files, variables and flags become typed values, or errors that say where."""

@@ -1,0 +1,1 @@
+"""What ended engines: recognised in log records, and remembered."""

@@ -1,0 +1,1 @@
+"""Wraps around vLLM's own methods."""

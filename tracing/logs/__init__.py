@@ -1,0 +1,1 @@
+"""JSON log lines, the requests' own among them, and what is blacked out."""

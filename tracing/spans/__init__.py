@@ -1,0 +1,1 @@
+"""Spans, their encoding as OTLP, and how they are sent."""

@@ -1,0 +1,100 @@
+"""Mode `alongside`: vLLM makes its own `llm_request` span; we enrich it and hang the phases below it."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+
+from ..request.durations import from_span
+from ..request.records import NativeSpan
+from ..request.timeline import Facts, Timeline
+
+if TYPE_CHECKING:
+    from ..report.runtime import Runtime
+
+SPAN_NAME: Final = "llm_request"
+SCOPES: Final = frozenset({"vllm.tracing.otel", "vllm.llm_engine"})  # since 0.16, and before
+
+
+class NativeSpans(SpanProcessor):  # type: ignore[misc]  # no type information upstream
+    """Sees vLLM's spans begin and end; added to vLLM's own tracer provider.
+
+    Args:
+        live: the running plugin.
+        model: the served model's name.
+    """
+
+    def __init__(self, live: "Runtime", model: str) -> None:
+        self._live = live
+        self._model = model
+
+    def on_start(self, span: Span, parent_context: Any = None) -> None:  # noqa: ARG002
+        """Enrich: the span can still be written, and vLLM's own attributes win on the same key."""
+        try:
+            timeline = self._live.tracing
+            if timeline is not None and span.name == SPAN_NAME and timeline.facts:
+                span.set_attributes(_enrichment(timeline, self._model))
+        except Exception as error:
+            self._live.hook_failed("llm_request.on_start", error)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Note where the span is; without the hooks, make the timeline from its attributes."""
+        try:
+            scope = span.instrumentation_scope
+            if span.name == SPAN_NAME and scope is not None and scope.name in SCOPES:
+                self._ended(span)
+        except Exception as error:
+            self._live.hook_failed("llm_request.on_end", error)
+
+    def _ended(self, span: ReadableSpan) -> None:
+        context = span.context
+        assert context is not None
+        assert span.start_time is not None
+        assert span.end_time is not None
+        native = NativeSpan(context.trace_id, context.span_id, span.start_time, span.end_time, sampled=True)
+        timeline = self._live.tracing
+        if timeline is not None:
+            timeline.native = native
+            return
+        attributes = span.attributes or {}
+        timeline = Timeline()
+        timeline.durations = from_span(attributes, span.start_time / 1e9)
+        timeline.native = native
+        timeline.finished = span.end_time / 1e9
+        response_id = str(attributes.get("gen_ai.request.id", ""))
+        prompt = attributes.get("gen_ai.usage.prompt_tokens", 0)
+        asked = (attributes.get(f"gen_ai.request.{name}") for name in ("max_tokens", "temperature", "top_p", "n"))
+        timeline.facts = Facts(response_id, response_id, 0, None, prompt, 0, *asked)
+        timeline.finish_reason = ""
+        timeline.done = True
+        self._live.submit_unhooked(timeline)
+
+    def shutdown(self) -> None:
+        """Nothing is held here."""
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:  # noqa: ARG002
+        """Nothing is held here."""
+        return True
+
+
+def _enrichment(timeline: Timeline, model: str) -> dict[str, Any]:
+    facts = Facts._make(timeline.facts)
+    stats = timeline.stats
+    attributes: dict[str, Any] = {
+        "gen_ai.provider.name": "vllm",
+        "gen_ai.request.model": facts.lora or model,
+        "gen_ai.response.model": facts.lora or model,
+        "gen_ai.response.id": facts.response_id or facts.engine_id,
+        "gen_ai.response.finish_reasons": (str(timeline.finish_reason),),
+        "gen_ai.usage.input_tokens": facts.input_tokens,
+        "gen_ai.usage.output_tokens": stats.num_generation_tokens if stats is not None else 0,
+        "gen_ai.usage.cache_read.input_tokens": facts.cached_tokens,
+        "vllm.num_preemptions": timeline.preemptions,
+        "vllm.sequence.index": facts.position,
+    }
+    asked = {"max_tokens": facts.max_tokens, "temperature": facts.temperature, "top_p": facts.top_p}
+    attributes |= {f"gen_ai.request.{name}": value for name, value in asked.items() if value is not None}
+    if facts.n not in {None, 1}:
+        attributes["gen_ai.request.choice.count"] = facts.n
+    if timeline.session_id:
+        attributes["gen_ai.conversation.id"] = timeline.session_id
+    return attributes

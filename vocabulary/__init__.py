@@ -1,0 +1,1 @@
+"""Every name that we emit or read, as data."""
