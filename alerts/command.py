@@ -116,7 +116,7 @@ def add_rules(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _loaded(options: argparse.Namespace) -> "tuple[Sla, Callable[[str], str]]":
-    from .sla import DEFAULT, load_placed  # noqa: PLC0415  each command loads what it needs
+    from .sla_file import DEFAULT, load_placed  # noqa: PLC0415  each command loads what it needs
 
     return load_placed(options.sla or DEFAULT)
 
@@ -156,7 +156,7 @@ def _build(options: argparse.Namespace) -> int:
     from .build import generate, write  # noqa: PLC0415
     from .refusals import notes  # noqa: PLC0415
     from .runbooks import runbooks  # noqa: PLC0415
-    from .sla import DEFAULT  # noqa: PLC0415
+    from .sla_file import DEFAULT  # noqa: PLC0415
 
     if options.print_default:
         print(DEFAULT.read_text(encoding="utf-8"), end="")

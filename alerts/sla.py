@@ -2,19 +2,17 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 from zoneinfo import ZoneInfo
 
 from ..settings.scalars import ConfigError, Seconds
-from ..settings.typed_yaml import from_node, lines_of, read_yaml
 from .promises import Count, Memory, PerSecond, Power, Promise, Severity, Share, Temperature, Throughput
 
 Indicator = Literal["ttft", "tpot", "itl", "e2e", "queue", "availability", "engine_errors", "goodput"]
 LATENCIES: Final[tuple[Indicator, ...]] = ("ttft", "tpot", "itl", "e2e", "queue")
-DEFAULT: Final = Path(__file__).with_name("sla.yaml")
 # Of an exporter on the reader's own machine: who reads from elsewhere names another one.
 DEFAULT_RUNBOOKS: Final = "http://127.0.0.1:9836/docs/runbooks"
 
@@ -315,28 +313,6 @@ class Sla:
                         f"{', '.join(receivers)}, found {objective.receiver!r}"
                     )
         return {**values, "receivers": receivers}
-
-
-def load(path: Path = DEFAULT) -> Sla:
-    """Return an SLA whose promises can be watched; raises ConfigError with file, line, key, found and expected."""
-    return load_placed(path)[0]
-
-
-def load_placed(path: Path = DEFAULT) -> tuple[Sla, Callable[[str], str]]:
-    """Return an SLA as load does, and what turns a key into `file:line: key`, for errors that are found later."""
-    from .refusals import refuse  # noqa: PLC0415  refusals read what is defined here
-
-    node = read_yaml(path)
-    if node is None:
-        raise ConfigError(f"{path}: expected the key 'services', found an empty file")
-    sla: Sla = from_node(Sla, node, str(path))
-    lines = lines_of(node)
-
-    def place(key: str) -> str:
-        return f"{path}:{lines.get(key, 1)}: {key}"
-
-    refuse(sla, place)
-    return sla, place
 
 
 def check_selector(selector: Mapping[str, str], place: str) -> None:

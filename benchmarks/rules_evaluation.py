@@ -25,7 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from promql_parser import parse
 from vllm_vitals.alerts.build import generate, rule_groups
 from vllm_vitals.alerts.rules import Recording
-from vllm_vitals.alerts.sla import DEFAULT, Sla, load
+from vllm_vitals.alerts.sla import Sla
+from vllm_vitals.alerts.sla_file import DEFAULT, load
 
 from support.programs import VITALS, Exporter  # isort: skip  measured puts tests/ on the path
 from support.prometheus_server import PrometheusServer  # isort: skip

@@ -285,7 +285,7 @@ def _exporter(options: argparse.Namespace) -> int:
     settings = _settings(options)
     promises = None
     if options.sla is not None:
-        from ..alerts.sla import load as load_sla  # noqa: PLC0415
+        from ..alerts.sla_file import load as load_sla  # noqa: PLC0415
         from .in_force import in_force  # noqa: PLC0415
 
         promises = in_force(load_sla(options.sla), options.sla, {})

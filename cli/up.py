@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..alerts.runbooks import runbooks
-from ..alerts.sla import DEFAULT, load
+from ..alerts.sla_file import DEFAULT, load
 from ..demo.fleet import Fleet
 from ..demo.scenes import SCENES, Play
 from ..demo.serve import DemoServers

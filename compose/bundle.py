@@ -12,7 +12,8 @@ from typing import Final, Literal
 from .. import __version__
 from ..alerts.build import generate
 from ..alerts.runbooks import runbooks
-from ..alerts.sla import DEFAULT, DEFAULT_RUNBOOKS, Sla, load
+from ..alerts.sla import DEFAULT_RUNBOOKS, Sla
+from ..alerts.sla_file import DEFAULT, load
 from ..settings.installation import install_command
 from ..settings.scalars import ConfigError
 from . import env_file, folder_docs

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ..alerts.sla import load
+from ..alerts.sla_file import load
 from ..settings.config import load as load_settings
 from ..settings.finding import Finding
 from ..settings.scalars import ConfigError

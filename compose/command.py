@@ -152,7 +152,7 @@ def _without_docker() -> list[str]:
 
 
 def _kubernetes(options: argparse.Namespace) -> int:
-    from ..alerts.sla import DEFAULT, load  # noqa: PLC0415
+    from ..alerts.sla_file import DEFAULT, load  # noqa: PLC0415
     from .manifests import write_kubernetes  # noqa: PLC0415
 
     number = write_kubernetes(options.dir, load(options.sla or DEFAULT))

@@ -98,7 +98,7 @@ def _build(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     made = _made(options.sla)
-    from ..alerts.sla import DEFAULT, load  # noqa: PLC0415
+    from ..alerts.sla_file import DEFAULT, load  # noqa: PLC0415
     from .build import drift, files, query_schema  # noqa: PLC0415
     from .limits import limits_of  # noqa: PLC0415
     from .lint import Context, findings  # noqa: PLC0415
@@ -160,7 +160,7 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _made(sla: Path | None) -> dict[str, dict[str, Any]]:
-    from ..alerts.sla import DEFAULT, load  # noqa: PLC0415
+    from ..alerts.sla_file import DEFAULT, load  # noqa: PLC0415
 
     require("dashboards", "dashboards", _EXTRA)
     from .build import dashboards  # noqa: PLC0415

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm_vitals.alerts.sla import load as load_sla
+from vllm_vitals.alerts.sla_file import load as load_sla
 from vllm_vitals.exporter.http.web_config import WebConfig
 from vllm_vitals.settings import typed_yaml
 from vllm_vitals.settings.config import OPTIONS, BasicAuth, EngineSettings, Settings, Tls, load, unknown_variables

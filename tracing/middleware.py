@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from .log_context import SERVED
 from .report import runtime
-from .request.exchange import UNWANTED, USUAL_PATHS, Exchange, Receive, Send, is_traced, path_of
+from .request.in_flight import UNWANTED, USUAL_PATHS, Exchange, Receive, Send, is_traced, path_of
 
 Application: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
 

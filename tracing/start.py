@@ -23,8 +23,8 @@ from .report.process_reporter import ProcessReporter
 from .report.reporter import Reporter, Reporting, Reports
 from .report.runtime import Runtime
 from .request.durations import from_finished
+from .request.in_flight import Timeline
 from .request.sampling import Sampler
-from .request.timeline import Timeline
 from .spans.export import SpanSink
 from .spans.otlp_settings import otlp_settings, resource
 from .switches import switched_off

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.dashboards.build import dashboards
 from vllm_vitals.dashboards.queries import EVERYTHING
 from vllm_vitals.promql.api import Prometheus, QueryError, Series

@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from vllm_vitals.alerts.sla import Sla, load
+from vllm_vitals.alerts.sla import Sla
+from vllm_vitals.alerts.sla_file import load
 
 # What the default SLA does not use: engines scraped by themselves, the plugin's page, other windows, no model label.
 EVERYTHING = """\

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from vllm_vitals.alerts.alert_names import ALERTS
 from vllm_vitals.alerts.alertmanager import alertmanager_yaml
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 
 RECEIVERS = """\
 services:

@@ -1,7 +1,7 @@
 """`vllm-vitals rules` as a user types it."""
 
 import pytest
-from vllm_vitals.alerts.sla import DEFAULT
+from vllm_vitals.alerts.sla_file import DEFAULT
 
 WRONG = "services: [{name: a, selector: {job: x}, objectives: {ttft: 99%}}]\n"
 

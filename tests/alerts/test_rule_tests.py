@@ -10,7 +10,7 @@ from vllm_vitals.alerts.build import rule_groups
 from vllm_vitals.alerts.promtool import run_tests
 from vllm_vitals.alerts.rule_tests import test_files as files_of
 from vllm_vitals.alerts.rules import Alert
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 
 
 def failures(outcomes) -> list[str]:

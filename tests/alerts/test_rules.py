@@ -10,7 +10,7 @@ from vllm_vitals.alerts.build import GENERATED, drift, generate, rule_groups, wr
 from vllm_vitals.alerts.check import problems_of, rule_schema
 from vllm_vitals.alerts.rules import Alert
 from vllm_vitals.alerts.runbooks import runbooks
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.promql.check import problems
 
 RUNBOOKS = Path(__file__).parents[2] / "docs/runbooks"

@@ -9,7 +9,7 @@ from vllm_vitals.alerts.check import rule_schema
 from vllm_vitals.alerts.explain import explain
 from vllm_vitals.alerts.runbook_texts import RUNBOOKS
 from vllm_vitals.alerts.runbooks import runbooks
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.promql.check import problems
 
 

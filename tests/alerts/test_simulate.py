@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from vllm_vitals.alerts.simulate import SIZES, Case, Load, Quality, cases, policies, simulate, table
 from vllm_vitals.alerts.simulate_plot import plot
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.alerts.tiers import tiers
 from vllm_vitals.settings.scalars import ConfigError
 

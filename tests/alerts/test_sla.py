@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from vllm_vitals.alerts.sla import DEFAULT, load
+from vllm_vitals.alerts.sla_file import DEFAULT, load
 from vllm_vitals.settings.scalars import ConfigError
 from vllm_vitals.settings.tracing import GoodputSettings
 

@@ -1,5 +1,5 @@
 import pytest
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.dashboards.build import dashboards, query_schema
 from vllm_vitals.dashboards.limits import limits_of
 from vllm_vitals.dashboards.lint import Context

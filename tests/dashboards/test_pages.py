@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.dashboards.build import GENERATED, dashboards, drift, files, for_import, panels_of, query_schema
 from vllm_vitals.dashboards.limits import limits_of
 from vllm_vitals.dashboards.lint import Context, findings

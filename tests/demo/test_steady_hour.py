@@ -12,7 +12,7 @@ import pytest
 import yaml
 from vllm_vitals.alerts.build import rule_groups
 from vllm_vitals.alerts.rules import as_yaml
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.demo.fleet import Fleet
 from vllm_vitals.exporter.engines.readings import samples
 from vllm_vitals.exporter.pages.relabel import Relabeler

@@ -23,7 +23,8 @@ from support.waiting import wait_for
 from vllm_vitals.alerts.build import generate, rule_groups
 from vllm_vitals.alerts.causes import CAUSES, query_of
 from vllm_vitals.alerts.rules import Alert
-from vllm_vitals.alerts.sla import DEFAULT, Sla, load
+from vllm_vitals.alerts.sla import Sla
+from vllm_vitals.alerts.sla_file import DEFAULT, load
 from vllm_vitals.dashboards.build import dashboards
 from vllm_vitals.dashboards.queries import Query, other_queries, queries
 

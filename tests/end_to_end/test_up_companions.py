@@ -98,7 +98,7 @@ def test_a_prometheus_that_a_person_started_on_our_data_is_not_ended_and_ours_st
 def test_a_prometheus_that_cannot_scrape_is_asked_why(tmp_path):
     import asyncio
 
-    from vllm_vitals.alerts.sla import DEFAULT, load
+    from vllm_vitals.alerts.sla_file import DEFAULT, load
     from vllm_vitals.cli.companions import Companions
     from vllm_vitals.cli.state_folder import DEMO, held
     from vllm_vitals.exporter.scrape_listener import ScrapeListener

@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.cli.in_force import in_force
 from vllm_vitals.exporter.pages.relabel import Relabeler
 from vllm_vitals.exporter.promises.events import count

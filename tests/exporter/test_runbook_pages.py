@@ -9,7 +9,8 @@ import pytest
 import yaml
 from vllm_vitals.alerts.build import GENERATED
 from vllm_vitals.alerts.runbooks import runbooks
-from vllm_vitals.alerts.sla import DEFAULT_RUNBOOKS, load
+from vllm_vitals.alerts.sla import DEFAULT_RUNBOOKS
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.exporter.live.runbook_pages import SHIPPED, RunbookPages, render
 from vllm_vitals.settings.scalars import ConfigError
 

@@ -12,7 +12,7 @@ from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from support.fixtures import CACHE
 from vllm_vitals.alerts.build import generate
 from vllm_vitals.alerts.check import rule_schema
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.compose.manifests import SOURCE, kubernetes_files
 from vllm_vitals.dashboards.build import GENERATED as FOLDER
 from vllm_vitals.promql.check import problems

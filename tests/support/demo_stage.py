@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vllm_vitals.alerts.build import generate
-from vllm_vitals.alerts.sla import load
+from vllm_vitals.alerts.sla_file import load
 
 from .http import get
 from .programs import Exporter

@@ -5,9 +5,8 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from vllm_vitals.settings.tracing import SamplingSettings
-from vllm_vitals.tracing.request.exchange import Exchange
+from vllm_vitals.tracing.request.in_flight import Exchange, Timeline
 from vllm_vitals.tracing.request.sampling import Head, Sampler
-from vllm_vitals.tracing.request.timeline import Timeline
 
 QUEUED: Final = 1
 SCHEDULED: Final = 2

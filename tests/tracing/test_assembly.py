@@ -11,9 +11,9 @@ from vllm_vitals.tracing.logs.request_line import fields
 from vllm_vitals.tracing.metrics.request_metrics import RequestMetricsSink
 from vllm_vitals.tracing.request.assembly import Assembly, Clock
 from vllm_vitals.tracing.request.durations import Durations, from_span
+from vllm_vitals.tracing.request.in_flight import Timeline, Times
 from vllm_vitals.tracing.request.phases import phases
 from vllm_vitals.tracing.request.sampling import Sampler
-from vllm_vitals.tracing.request.timeline import Timeline, Times
 from vllm_vitals.tracing.spans.tree import INTERNAL, spans_of
 
 

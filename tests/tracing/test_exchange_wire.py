@@ -9,11 +9,10 @@ from support.seen_requests import PREEMPTED, QUEUED, SCHEDULED, event, exchange,
 from vllm_vitals.settings.tracing import SamplingSettings
 from vllm_vitals.tracing.request.assembly import Assembly
 from vllm_vitals.tracing.request.durations import Durations
-from vllm_vitals.tracing.request.exchange import Exchange
 from vllm_vitals.tracing.request.exchange_wire import packed, unpacked
+from vllm_vitals.tracing.request.in_flight import Exchange, Timeline
 from vllm_vitals.tracing.request.records import NativeSpan
 from vllm_vitals.tracing.request.sampling import Head, Sampler
-from vllm_vitals.tracing.request.timeline import Timeline
 
 
 class FinishReason(enum.IntEnum):

@@ -11,8 +11,7 @@ from vllm_vitals.tracing import start
 from vllm_vitals.tracing.hooks import vllm_methods as hooks
 from vllm_vitals.tracing.hooks.vllm_methods import HOOKS, mismatch
 from vllm_vitals.tracing.log_context import SERVED
-from vllm_vitals.tracing.request.exchange import UNWANTED
-from vllm_vitals.tracing.request.timeline import _FIELDS, Timeline, Times
+from vllm_vitals.tracing.request.in_flight import _FIELDS, UNWANTED, Timeline, Times
 
 DATA = Path(__file__).parents[1] / "data/vllm-signatures.json"
 

@@ -18,7 +18,7 @@ from vllm_vitals.tracing.middleware import Vitals
 from vllm_vitals.tracing.report import runtime
 from vllm_vitals.tracing.report.reporter import Reporter, Reporting
 from vllm_vitals.tracing.report.runtime import Runtime
-from vllm_vitals.tracing.request.exchange import UNWANTED
+from vllm_vitals.tracing.request.in_flight import UNWANTED
 from vllm_vitals.tracing.request.sampling import Sampler
 from vllm_vitals.tracing.spans.otlp_settings import otlp_settings
 

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..log_context import SERVED
-from ..request.exchange import UNWANTED, Exchange
-from ..request.timeline import Timeline
+from ..request.in_flight import UNWANTED, Exchange, Timeline
 
 _log: Final = logging.getLogger("vllm_vitals.tracing")
 

@@ -26,11 +26,10 @@ from ..counters import EXPORT_FAILURES, REQUESTS_DROPPED, SPANS_DROPPED, Counter
 from ..logs.line_outputs import Outputs, outputs_of
 from ..logs.request_line import LOGGER
 from ..metrics.values import Values, from_json, merged
-from ..request.exchange import Exchange
 from ..request.exchange_wire import packed, unpacked
+from ..request.in_flight import Exchange, Timeline
 from ..request.records import Request
 from ..request.sampling import Sampler
-from ..request.timeline import Timeline
 from ..spans.tree import span_count
 from .frames import Frames
 from .messages import ALONE, END, LINE, OUTPUTS, PID, REQUEST, SETUP

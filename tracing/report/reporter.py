@@ -18,10 +18,9 @@ from ..metrics.gpu_facts import GpuFacts
 from ..metrics.request_metrics import RequestMetricsSink
 from ..metrics.values import Values
 from ..request.assembly import Assembly
-from ..request.exchange import Exchange
+from ..request.in_flight import Exchange, Timeline
 from ..request.records import Request
 from ..request.sampling import Sampler
-from ..request.timeline import Timeline
 from ..sinks import Sink
 from ..spans.otlp_settings import OtlpSettings
 

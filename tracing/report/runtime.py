@@ -14,9 +14,8 @@ from typing import Any, Final, cast
 
 from ..counters import HOOK_FAILURES, REQUESTS_DROPPED, SINK_FAILURES, Counters
 from ..metrics.share import MetricsPage
-from ..request.exchange import Exchange, Receive, Send
+from ..request.in_flight import Exchange, Receive, Send, Timeline
 from ..request.sampling import Head, Sampler
-from ..request.timeline import Timeline
 from ..request.trace_context import format_traceparent, new_request_id, parse_traceparent
 from .reporter import Reports
 

@@ -8,10 +8,9 @@ from typing import Any, Final
 
 from .body import Body, read_body
 from .durations import Durations
-from .exchange import Exchange, path_of, session_header
+from .in_flight import PREEMPTED, Exchange, Facts, Timeline, Times, path_of, session_header
 from .records import Gpu, Http, Outcome, Request, Sequence, Trace
 from .sampling import Head, Sampler
-from .timeline import PREEMPTED, Facts, Timeline, Times
 from .trace_context import clean_tracestate, new_span_id, parse_traceparent
 
 _ANCHOR_SECONDS: Final = 10.0  # the wall clock is stepped and slewed, the monotonic one is not

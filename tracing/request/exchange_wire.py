@@ -11,10 +11,9 @@ from typing import Any, Final, NamedTuple
 
 from ..logs.json_values import text_of
 from .durations import Durations
-from .exchange import Exchange
+from .in_flight import Exchange, Timeline
 from .records import NativeSpan
 from .sampling import Head
-from .timeline import Timeline
 
 _VERSION: Final = 2  # of marshal: newer ones look for shared objects, which costs more than it saves
 

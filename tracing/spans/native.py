@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from ..request.durations import from_span
+from ..request.in_flight import Facts, Timeline
 from ..request.records import NativeSpan
-from ..request.timeline import Facts, Timeline
 
 if TYPE_CHECKING:
     from ..report.runtime import Runtime

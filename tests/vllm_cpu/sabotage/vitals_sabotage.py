@@ -12,7 +12,7 @@ from pathlib import Path
 def register() -> None:
     """Run in every process of vLLM; only an API server uses what is changed."""
     from vllm.v1.engine.output_processor import OutputProcessor
-    from vllm_vitals.tracing.request.timeline import Timeline
+    from vllm_vitals.tracing.request.in_flight import Timeline
 
     wanted = os.environ.get("VITALS_SABOTAGE", "").split(",")
     original_abort, original_add = OutputProcessor.abort_requests, OutputProcessor.add_request
