@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from time import time as _now
 from typing import Any, Final, TypeAlias
 
-from .log_context import SERVED
+from .logs.context import SERVED
 from .report import runtime
 from .request.in_flight import UNWANTED, USUAL_PATHS, Exchange, Receive, Send, is_traced, path_of
 

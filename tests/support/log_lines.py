@@ -11,7 +11,7 @@ from typing import Any, Final
 from vllm_vitals.settings.tracing import RequestLogSettings
 from vllm_vitals.tracing.fatal import watch as fatal
 from vllm_vitals.tracing.json_logs import VitalsJsonFormatter
-from vllm_vitals.tracing.log_context import SERVED, IdFilter
+from vllm_vitals.tracing.logs.context import SERVED, IdFilter
 from vllm_vitals.tracing.logs.request_line import RequestLogSink
 from vllm_vitals.tracing.request.records import Gpu, Http, Request, Sequence, Trace
 

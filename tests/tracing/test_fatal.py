@@ -146,7 +146,7 @@ def test_a_second_look_at_installing_puts_the_watch_back_once(state):
 PROCESS = """
 import logging, sys
 from pathlib import Path
-from vllm_vitals.tracing import fatal
+from vllm_vitals.tracing.fatal import watch as fatal
 fatal.install(Path(sys.argv[1]), sys.argv[2])
 logging.getLogger("vllm").error("EngineCore encountered a fatal error.", exc_info=MemoryError())
 """
@@ -260,7 +260,7 @@ def test_no_lock_is_held_while_others_log(state):
     program = textwrap.dedent("""
         import logging, sys, threading
         from pathlib import Path
-        from vllm_vitals.tracing import fatal
+        from vllm_vitals.tracing.fatal import watch as fatal
         class Waits(logging.Handler):
             def emit(self, record):
                 other = threading.Thread(target=logging.getLogger("vllm").error, args=("NCCL error: x",))
@@ -283,7 +283,7 @@ def test_lines_that_nobody_writes_still_come_out_on_stderr_once(state, configure
     program = textwrap.dedent("""
         import logging, sys
         from pathlib import Path
-        from vllm_vitals.tracing import fatal
+        from vllm_vitals.tracing.fatal import watch as fatal
         if sys.argv[2] == "True":
             logging.basicConfig(format="%(message)s")
         fatal.install(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ import pytest
 from vllm_vitals.tracing import start
 from vllm_vitals.tracing.hooks import vllm_methods as hooks
 from vllm_vitals.tracing.hooks.vllm_methods import HOOKS, mismatch
-from vllm_vitals.tracing.log_context import SERVED
+from vllm_vitals.tracing.logs.context import SERVED
 from vllm_vitals.tracing.request.in_flight import _FIELDS, UNWANTED, Timeline, Times
 
 DATA = Path(__file__).parents[1] / "data/vllm-signatures.json"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vllm_vitals.tracing.json_logs import VitalsJsonFormatter
-from vllm_vitals.tracing.log_context import SERVED, IdFilter
+from vllm_vitals.tracing.logs.context import SERVED, IdFilter
 
 SERVING = SimpleNamespace(request_id="rid-1", session_id="chat-7", trace_id=0xABC, span_id=0xDEF, sampled=True)
 

@@ -11,7 +11,7 @@ from support.exposition import value
 from support.waiting import wait_for
 from vllm_vitals.settings.tracing import PrivacySettings, RequestLogSettings, SamplingSettings, TracingSettings
 from vllm_vitals.tracing.counters import HOOK_FAILURES, REQUESTS_DROPPED, Counters
-from vllm_vitals.tracing.log_context import SERVED
+from vllm_vitals.tracing.logs.context import SERVED
 from vllm_vitals.tracing.metrics.self_metrics import SelfMetrics
 from vllm_vitals.tracing.metrics.share import MetricsPage
 from vllm_vitals.tracing.middleware import Vitals

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-from ..log_context import SERVED
+from ..logs.context import SERVED
 from ..request.in_flight import UNWANTED, Exchange, Timeline
 
 _log: Final = logging.getLogger("vllm_vitals.tracing")

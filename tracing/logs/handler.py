@@ -4,8 +4,8 @@ import logging
 import sys
 
 from ..fatal.watch import has_output
-from ..json_logs import Names, VitalsJsonFormatter
-from ..log_context import IdFilter
+from .context import IdFilter
+from .formatter import Names, VitalsJsonFormatter
 
 _OURS = "vllm_vitals"
 

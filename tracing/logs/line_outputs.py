@@ -11,8 +11,8 @@ import os
 import sys
 from typing import Any, Final, NamedTuple
 
-from ..json_logs import VitalsJsonFormatter
-from ..log_context import IdFilter
+from .context import IdFilter
+from .formatter import VitalsJsonFormatter
 
 _OURS: Final = "vllm_vitals"
 _STANDARD: Final = {1: "stdout", 2: "stderr"}

@@ -7,7 +7,7 @@ from ...settings.scalars import ConfigError
 from .redaction import Redactor
 
 if TYPE_CHECKING:
-    from ..json_logs import Names  # needs python-json-logger, which vLLM's environment has and ours may lack
+    from .formatter import Names  # needs python-json-logger, which vLLM's environment has and ours may lack
 
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _LOGGERS: Final = ("vllm", "uvicorn", "uvicorn.error", "uvicorn.access", "vllm_vitals")

@@ -9,10 +9,10 @@ import logging
 from typing import Any, Final
 
 from ...settings.tracing import RequestLogSettings
-from ..json_logs import split_address
 from ..request import phases
 from ..request.phases import time_to_first_token
 from ..request.records import Request, Sequence
+from .formatter import split_address
 from .handler import install_default_handler
 
 LOGGER: Final = "vllm_vitals.request"

@@ -19,7 +19,7 @@ from collections import deque
 from typing import Final
 
 from ..counters import SINK_FAILURES, Counters
-from ..logs.json_values import plain, text_of
+from ..json_values import plain, text_of
 from ..logs.line_outputs import follow
 from ..metrics.values import to_json
 from ..request.exchange_wire import unpacked

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from ..logs.json_values import text_of
+from ..json_values import text_of
 from .durations import Durations
 from .in_flight import Exchange, Timeline
 from .records import NativeSpan

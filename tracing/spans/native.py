@@ -1,6 +1,6 @@
 """Mode `alongside`: vLLM makes its own `llm_request` span; we enrich it and hang the phases below it."""
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
@@ -8,22 +8,33 @@ from ..request.durations import from_span
 from ..request.in_flight import Facts, Timeline
 from ..request.records import NativeSpan
 
-if TYPE_CHECKING:
-    from ..report.runtime import Runtime
-
 SPAN_NAME: Final = "llm_request"
 SCOPES: Final = frozenset({"vllm.tracing.otel", "vllm.llm_engine"})  # since 0.16, and before
+
+
+class Hooked(Protocol):
+    """What is needed of the plugin: what its hooks saw, and where to bring what they did not."""
+
+    @property
+    def tracing(self) -> Timeline | None:
+        """The sequence whose span vLLM makes right now; None where the hooks do not fit."""
+
+    def hook_failed(self, name: str, error: Exception) -> None:
+        """Count a failure of ours, and say it once."""
+
+    def submit_unhooked(self, timeline: Timeline) -> None:
+        """Take a finished sequence that no hook saw."""
 
 
 class NativeSpans(SpanProcessor):  # type: ignore[misc]  # no type information upstream
     """Sees vLLM's spans begin and end; added to vLLM's own tracer provider.
 
     Args:
-        live: the running plugin.
+        live: the running plugin, as far as its hooks are concerned.
         model: the served model's name.
     """
 
-    def __init__(self, live: "Runtime", model: str) -> None:
+    def __init__(self, live: Hooked, model: str) -> None:
         self._live = live
         self._model = model
 
