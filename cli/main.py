@@ -134,12 +134,10 @@ def _parser() -> argparse.ArgumentParser:
         "in DIR/vllm-vitals-demo; nothing else in DIR is touched (default: $XDG_STATE_HOME/vllm-vitals, else "
         "~/.local/state/vllm-vitals)",
     )
-    up.add_argument("--sla", type=Path, metavar="FILE", help="promises to watch (default: those of `rules build`)")
     up.add_argument("--no-prometheus", action="store_true", help="do not start Prometheus and Alertmanager")
 
     exporter = command("exporter", _exporter, "run the exporter: /metrics, health and the live page")
     _add_settings(exporter)
-    exporter.add_argument("--sla", type=Path, metavar="FILE", help="promises that the live page judges (default: none)")
 
     doctor = command("doctor", _doctor, "look at this machine and say what is there, what is missing and what to do")
     _add_settings(doctor)
@@ -163,9 +161,6 @@ def _parser() -> argparse.ArgumentParser:
         help="first engine's port (default 18100; 0: any free ones)",
     )
     demo.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
-    demo.add_argument(
-        "--sla", type=Path, metavar="FILE", help="promises on the live page (default: those of `rules build`)"
-    )
     demo.add_argument("--pages-only", action="store_true", help="serve the engines' pages, no exporter")
 
     logs = command("logging-config", _logging_config, "print the logging configuration that makes vLLM's lines JSON")
@@ -284,11 +279,11 @@ def _exporter(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     promises = None
-    if options.sla is not None:
+    if settings.sla is not None:
         from ..alerts.sla_file import load as load_sla  # noqa: PLC0415
         from .in_force import in_force  # noqa: PLC0415
 
-        promises = in_force(load_sla(options.sla), options.sla, {})
+        promises = in_force(load_sla(settings.sla), settings.sla, {})
     return asyncio.run(serve(settings, _announce, promises))
 
 
@@ -304,7 +299,7 @@ def _up(options: argparse.Namespace) -> int:
     settings = _settings(options)
     play = _play(options) if options.demo else None
     with_prometheus = not options.no_prometheus
-    return asyncio.run(up(settings, play=play, state=options.state, with_prometheus=with_prometheus, sla=options.sla))
+    return asyncio.run(up(settings, play=play, state=options.state, with_prometheus=with_prometheus))
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -319,7 +314,6 @@ def _demo(options: argparse.Namespace) -> int:
             base_port=options.base_port,
             seed=options.seed,
             pages_only=options.pages_only,
-            sla=options.sla,
         )
     )
 

@@ -33,21 +33,19 @@ _FIRST_LOOK_SECONDS: Final = 10.0
 _FIRST_SCRAPE_SECONDS: Final = 30.0
 
 
-async def up(
-    settings: Settings, *, play: Play | None, state: Path | None, with_prometheus: bool, sla: Path | None
-) -> int:
+async def up(settings: Settings, *, play: Play | None, state: Path | None, with_prometheus: bool) -> int:
     """Run everything until SIGINT, SIGTERM or SIGHUP; returns the exit code.
 
     Args:
-        settings: the user's settings.
+        settings: the user's settings; without an SLA the default promises are watched.
         play: the demo's scene, None for the real machine.
         state: the folder in which Prometheus and Alertmanager get one for their data, None for the default one.
         with_prometheus: start them when they are on PATH.
-        sla: the promises that they watch, None for the default ones.
 
     Raises:
         ConfigError: something that the user named is wrong.
     """
+    sla = settings.sla
     promises = load(sla or DEFAULT)  # a wrong file is told before anything starts
     watched = in_force(promises, sla, TARGET_LABELS if with_prometheus else {})
 
@@ -81,18 +79,10 @@ async def up(
 
 
 async def demo(
-    settings: Settings,
-    *,
-    play: Play,
-    engines: int,
-    gpus: int,
-    base_port: int,
-    seed: int,
-    pages_only: bool,
-    sla: Path | None,
+    settings: Settings, *, play: Play, engines: int, gpus: int, base_port: int, seed: int, pages_only: bool
 ) -> int:
     """Run simulated engines, and the sidecar over them, until SIGINT, SIGTERM or SIGHUP; returns the exit code."""
-    promises = in_force(load(sla or DEFAULT), sla, {})
+    promises = in_force(load(settings.sla or DEFAULT), settings.sla, {})
     fleet = Fleet.build(play.scene, engines, gpus, seed, times=play.times)
     say(f"scene {play.scene}: {SCENES[play.scene].description}")
 

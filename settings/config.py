@@ -165,6 +165,7 @@ class Settings:
 
     listen: Address = Address("127.0.0.1", 9836)
     web_config_file: Path | None = None
+    sla: Path | None = None  # promises that the live page judges by
     runbooks: Path | None = None  # a folder that `rules build --runbooks` wrote; else those of the default promises
     engines: tuple[EngineSettings, ...] = ()
     discovery: Discovery = Discovery()
@@ -200,6 +201,7 @@ OPTIONS: Final = (
     Option("--engine", "engines", "[NAME=]URL", "an inference server; repeat it, or separate several by commas in the variable"),
     Option("--listen", "listen", "HOST:PORT", "address of the exporter (default 127.0.0.1:9836)"),
     Option("--web.config.file", "web_config_file", "FILE", "TLS and basic auth, in the format of Prometheus' exporter-toolkit"),
+    Option("--sla", "sla", "FILE", "promises that the live page judges by, and that `up` watches (default: none; up and demo: those of `rules build`)"),
     Option("--runbooks", "runbooks", "DIR", "pages of `rules build --runbooks`, served at /docs/runbooks/ (default: those of the default promises)"),
     Option("--raw-names", "raw_names", "", "also keep renamed families under the names the engine uses"),
     Option("--scrape-timeout", "scrape_timeout", "TIME", "deadline for engines when the scraper sends none (default 5s)"),

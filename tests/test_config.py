@@ -247,6 +247,7 @@ EXAMPLES = {
     "--engine": ("http://a:1", "http://b:2", "http://c:3"),
     "--listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
     "--web.config.file": ("a.yml", "b.yml", "c.yml"),
+    "--sla": ("a.yaml", "b.yaml", "c.yaml"),
     "--runbooks": ("a", "b", "c"),
     "--raw-names": ("on", "off", "on"),
     "--scrape-timeout": ("1s", "2s", "3s"),
