@@ -223,6 +223,7 @@ def _test(options: argparse.Namespace) -> int:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         tests, failed = 0, 0
+        print("promtool plays hours of data for each file: about a minute on two cores", file=sys.stderr, flush=True)
         for outcome in run_tests(sla, folder):
             tests += outcome.tests
             failed += bool(outcome.failure)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Self
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from ..settings.scalars import ConfigError, Seconds
 from .promises import Count, Memory, PerSecond, Power, Promise, Severity, Share, Temperature, Throughput
@@ -22,6 +22,7 @@ _NOT_RE2: Final = re.compile(r"\(\?[=!<]|\\[1-9]")
 _RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(rps|/s|/min|/h)")
 _PER: Final = {"rps": 1.0, "/s": 1.0, "/min": 60.0, "/h": 3600.0}
 _TIMES: Final = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]-(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)")
+_TIME_ZONE: Final = re.compile(r"[A-Z][A-Za-z_]+(/[A-Za-z0-9_+-]+)+|UTC")
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -247,13 +248,20 @@ class BusinessHours:
         begin, _, end = times.partition("-")
         if _TIMES.fullmatch(times) is None or begin >= end:
             raise ConfigError(f"{place}.times: expected hours such as 08:00-18:00, found {times!r}")
-        try:
-            ZoneInfo(values.get("timezone", "UTC"))
-        except (ValueError, KeyError, OSError):
-            raise ConfigError(
-                f"{place}.timezone: expected a time zone such as Europe/Berlin, found {values['timezone']!r}"
-            ) from None
+        if not _is_time_zone(zone := values.get("timezone", "UTC")):
+            raise ConfigError(f"{place}.timezone: expected a time zone such as Europe/Berlin, found {zone!r}")
         return values
+
+
+def _is_time_zone(name: str) -> bool:
+    """Tell whether a time zone is there; by its form on a machine that knows none (a container without tzdata)."""
+    if name == "UTC":
+        return True
+    try:
+        ZoneInfo(name)
+    except (ValueError, KeyError, OSError):
+        return _TIME_ZONE.fullmatch(name) is not None and not available_timezones()
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ _PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each new start; th
 _SETTLED_SECONDS: Final = 60.0  # who ran as long has all its starts again
 _LOG_TAIL_BYTES: Final = 16 * 1024
 _LONGEST_WORDS: Final = 300
+_CAUSE: Final = re.compile(r"^panic: |\blevel=(error|ERROR)\b|\berr=")
 
 
 class Command(NamedTuple):
@@ -99,9 +101,10 @@ class CompanionProcess:
             return ""
 
     def last_words(self) -> str:
-        """Return its last line as the end of a sentence, empty where it said nothing."""
+        """Return the line that says why it ended, else its last one, as the end of a sentence; empty for nothing."""
         lines = [line for line in self.output().splitlines() if line.strip()]
-        words = "".join(letter if letter.isprintable() else " " for letter in "".join(lines[-1:]))
+        causes = [line for line in lines if _CAUSE.search(line)]  # what follows a panic is where, not why
+        words = "".join(letter if letter.isprintable() else " " for letter in "".join((causes or lines)[-1:]))
         return f": {words[-_LONGEST_WORDS:].strip()}" if words else ""
 
     def _say(self, text: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from .. import __version__
 from ..alerts.command import add_rules
@@ -95,6 +95,11 @@ class _Parser(argparse.ArgumentParser):
 
     def format_usage(self) -> str:
         return as_called(super().format_usage())
+
+    def error(self, message: str) -> NoReturn:
+        """One line, as for every other wrong input."""
+        program = as_called(self.prog)
+        self.exit(2, f"{program}: {message} (see {program} --help)\n")
 
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
         (file or sys.stderr).write(message)
@@ -296,10 +301,20 @@ def _up(options: argparse.Namespace) -> int:
 
     if not options.demo:
         _no_play(options)
-    settings = _settings(options)
+    settings = _demo_settings(options) if options.demo else _settings(options)
     play = _play(options) if options.demo else None
     with_prometheus = not options.no_prometheus
     return asyncio.run(up(settings, play=play, state=options.state, with_prometheus=with_prometheus))
+
+
+def _demo_settings(options: argparse.Namespace) -> Settings:
+    """Return the settings of a demo, which watches its own engines; raises ConfigError where a flag names others."""
+    if named := getattr(options, "--engine"):
+        raise ConfigError(f"--engine: expected none, found {named[0]}: the demo watches simulated engines only")
+    settings = _settings(options)
+    if settings.engines or settings.discovery.files or settings.discovery.dns:
+        say("note          the demo watches simulated engines only: those of your settings are left out")
+    return settings
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -307,7 +322,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     return asyncio.run(
         demo(
-            _settings(options),
+            _demo_settings(options),
             play=_play(options),
             engines=options.engines,
             gpus=options.simulated_gpus,

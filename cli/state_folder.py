@@ -169,6 +169,8 @@ def _user(number: int) -> str:
 
 def _cannot(path: Path, error: Exception) -> StateError:
     found, why = path, str(error)
+    if isinstance(error, OSError) and error.errno == errno.EISDIR:
+        return StateError(f"expected a file that can be written, found that {path} is a folder. Move it away")
     if isinstance(error, OSError):
         found, why = Path(error.filename or path), error.strerror or why
         if error.errno == errno.EEXIST:

@@ -1,6 +1,7 @@
 """Which engines a bundle's exporter is told to watch, and which of their addresses lead nowhere from a container."""
 
 import ipaddress
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -53,6 +54,24 @@ def is_own(host: str) -> bool:
     try:
         address = ipaddress.ip_address(name.partition("%")[0])
     except ValueError:
-        return name.isdecimal() and int(name) >> 24 in {0, 127}  # 2130706433 and 0: what resolvers read as 127.0.0.1
+        return _is_short_form(name) or _is_this_machine(name)
     mapped = getattr(address, "ipv4_mapped", None) or address
     return bool(mapped.is_loopback or mapped.is_unspecified)
+
+
+def _is_short_form(name: str) -> bool:
+    """Whether it is 127.1, 0x7f.1, 2130706433, 0, ...: what resolvers read as an address of this machine."""
+    try:
+        return socket.inet_aton(name)[0] in {0, 127}
+    except (OSError, UnicodeError):
+        return False
+
+
+def _is_this_machine(name: str) -> bool:
+    """Whether it is this machine's own name and stands for loopback here, as in Debian's /etc/hosts."""
+    if name not in {socket.gethostname().lower(), socket.getfqdn().lower()}:
+        return False
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(name)).is_loopback
+    except (OSError, UnicodeError):
+        return False

@@ -40,7 +40,10 @@ async def running(
     try:
         await server.start()
     except OSError as error:
-        raise ConfigError(f"listen: expected a free address, found {settings.listen}: {error.strerror}") from error
+        raise ConfigError(
+            f"listen: expected a free address, found {settings.listen}: {error.strerror}. "
+            "Name another one: --listen HOST:PORT"
+        ) from error
     try:
         await sidecar.start()
         gc.collect()

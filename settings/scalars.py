@@ -67,6 +67,7 @@ class Address:
 
 
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
+_LONGEST_SECONDS: Final = 10 * 366 * 86400  # nobody waits longer, and clocks of the system overflow somewhere
 _BCRYPT_HASH: Final = re.compile(r"\$2[abxy]\$[0-3][0-9]\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 _UNITS: Final = {"ms": "0.001", "s": "1", "m": "60", "h": "3600", "d": "86400", None: "1"}
 _BOOLEANS: Final = {
@@ -104,7 +105,10 @@ def _read_duration(text: str) -> Seconds:
     if match is None:
         raise ValueError
     # Decimal: 51ms is 0.051, which a bucket is called by, and not 0.051000000000000004.
-    return Seconds(float(Decimal(match[1]) * Decimal(_UNITS[match[2]])))
+    seconds = Decimal(match[1]) * Decimal(_UNITS[match[2]])
+    if seconds > _LONGEST_SECONDS:
+        raise ValueError
+    return Seconds(float(seconds))
 
 
 def _read_ratio(text: str) -> Ratio:
@@ -198,7 +202,7 @@ _EXPECTATIONS: Final[Mapping[Any, str]] = {
     float: "a number",
     bool: "on or off",
     Path: "a path",
-    Seconds: "a duration such as 500ms, 15s or 5m",
+    Seconds: "a duration such as 500ms, 15s or 5m, ten years at most",
     Ratio: "a share such as 0.98 or 98%",
     Port: "a port from 1 to 65535",
     Address: "HOST:PORT such as 127.0.0.1:9836",

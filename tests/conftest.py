@@ -19,3 +19,5 @@ def pytest_sessionstart():
     for name in [name for name in os.environ if name.startswith("PYTHON") and name not in _NEEDED]:
         del os.environ[name]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell has SIGINT ignored in what it runs in the background, and so would every program that we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)

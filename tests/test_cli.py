@@ -95,6 +95,11 @@ def test_without_a_command_the_help_comes_with_code_2(command):
     ("arguments", "words"),
     [
         (["exportr"], "invalid choice: 'exportr'"),
+        (
+            ["up", "--demo", "--engine", "http://a:1"],
+            "--engine: expected none, found http://a:1: the demo watches simulated",
+        ),
+        (["demo", "--engine", "http://a:1"], "--engine: expected none, found http://a:1"),
         (["exporter", "--engin", "x"], "--engin"),  # no abbreviations
         (["exporter", "--frobnicate"], "--frobnicate"),
         (["demo", "--scene", "boom"], "invalid choice: 'boom'"),
@@ -120,6 +125,7 @@ def test_wrong_input_is_code_2_with_a_word_and_no_traceback(command, arguments, 
     assert code == 2
     assert words in err
     assert "Traceback" not in err
+    assert err.count("\n") == 1, "one line"
 
 
 def test_an_address_that_is_taken_is_code_2(command):

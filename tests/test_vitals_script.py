@@ -97,12 +97,23 @@ def test_ctrl_c_while_the_environment_is_made_is_healed_by_the_next_call(checkou
     os.close(terminal)
     wait_for((checkout / ".venv/bin/python").exists, ".venv's Python", pause=0.001)
     os.write(main, b"\x03")
-    assert process.wait(60) != 0
+    assert process.wait(60) == 130
+    said = os.read(main, 65536).decode()
     os.close(main)
+    assert "stopped. Run it again" in said
+    assert "Traceback" not in said
     assert not (checkout / ".venv/bin/pip").exists(), "it was interrupted before pip was there"
     done = run(checkout, "version")
     assert works(checkout, done)
     assert "making it anew" in done.stderr
+
+
+def test_a_link_to_the_script_leads_to_its_checkout(checkout, tmp_path):
+    (tmp_path / "bin").mkdir()
+    link = tmp_path / "bin/vitals"
+    link.symlink_to(checkout / "vitals")
+    assert works(checkout, run(link.parent, "version"))
+    assert os.listdir(link.parent) == ["vitals"]
 
 
 def test_a_moved_and_a_copied_checkout_run_their_own_code(checkout, tmp_path):

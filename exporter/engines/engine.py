@@ -139,7 +139,10 @@ class Engine:
 
     def _take(self, fetched: Fetched) -> None:
         if fetched.reason != self.latest.reason:
-            log.info("server %s: %s %s", self.server, fetched.reason or "up", fetched.detail)
+            if fetched.reason:
+                log.warning("server %s: %s: %s", self.server, fetched.reason, fetched.detail)
+            else:
+                log.info("server %s: up", self.server)
         self.latest = fetched
 
     async def fetch_requests(self, timeout: float, *, openmetrics: bool) -> RequestPage | None:

@@ -167,7 +167,7 @@ class PageClient:
             except ConnectionRefusedError as error:
                 problem = FetchError("refused", str(error))
             except ssl.SSLError as error:
-                raise FetchError("tls", str(error)) from None
+                raise FetchError("tls", _tls_problem(error)) from None
             except OSError as error:
                 problem = FetchError("network", str(error))
             else:
@@ -280,7 +280,7 @@ async def _read(reader: asyncio.StreamReader, *, started: bool) -> bytes:
     try:
         return await reader.read(_READ_BYTES)
     except ssl.SSLError as error:  # TLS 1.3 refuses our certificate only here
-        raise FetchError("truncated" if started else "tls", str(error)) from None
+        raise FetchError("truncated" if started else "tls", _tls_problem(error)) from None
     except OSError as error:
         lost: Reason = "closed" if isinstance(error, ConnectionError) else "network"
         raise FetchError("truncated" if started else lost, str(error)) from None
@@ -335,3 +335,9 @@ def _tls_context(engine: EngineSettings) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _tls_problem(error: ssl.SSLError) -> str:
+    """Return OpenSSL's words, and in front of them what they mean where a server speaks plain HTTP."""
+    plain = error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
+    return f"the server speaks no TLS there, write http://: {error}" if plain else str(error)

@@ -1,6 +1,8 @@
 """The SLA file: what it takes, and how it says no."""
 
 import re
+import sys
+from zoneinfo import ZoneInfo
 
 import pytest
 from vllm_vitals.alerts.sla_file import DEFAULT, load
@@ -104,6 +106,16 @@ def test_a_wrong_objective_is_refused(sla_of, tmp_path, objective, said):
 )  # fmt: skip
 def test_a_wrong_file_is_refused_with_line_key_found_and_expected(write, lines, said):
     assert said in problem(write(lines))
+
+
+def test_a_machine_without_time_zones_takes_utc_and_whatever_looks_like_one(write, monkeypatch):
+    """A container without tzdata: there the default SLA was refused, and the demo of the bundle did not start."""
+    monkeypatch.setattr("zoneinfo.TZPATH", ())
+    monkeypatch.setitem(sys.modules, "tzdata", None)
+    ZoneInfo.clear_cache()
+    assert load(DEFAULT).business_hours.timezone == "UTC"
+    assert load(write(A + "business_hours: {timezone: Europe/Berlin}\n")).business_hours.timezone == "Europe/Berlin"
+    assert "timezone: expected a time zone" in problem(write(A + "business_hours: {timezone: Mars}\n"))
 
 
 def test_a_promise_given_twice_is_refused(write):

@@ -140,7 +140,7 @@ def test_a_wrong_profile_is_refused_with_what_is_known(command, tmp_path):
     "address",
     ["http://127.0.0.1:8000", "http://localhost:8000", "http://[::1]:8000", "http://0.0.0.0:8000", "http://127.8.9.1:8000",
      "llama=http://LOCALHOST.:8000", "http://a.localhost:8000", "http://[::ffff:127.0.0.1]:8000", "http://[::]:8000",
-     "localhost:8000", "http://2130706433:8000"],
+     "localhost:8000", "http://2130706433:8000", "http://127.1:8000", "http://0x7f.1:8000", "http://0:8000"],
 )  # fmt: skip
 def test_an_engine_that_no_container_reaches_is_told_with_one_that_works(command, tmp_path, address):
     folder = tmp_path / "b"

@@ -1,6 +1,7 @@
 """`vllm-vitals up` with real Prometheus and Alertmanager."""
 
 import os
+import re
 import signal
 import socket
 
@@ -62,9 +63,11 @@ def test_without_prometheus_up_says_how_to_get_it_and_goes_on(run_up):
 def test_a_taken_address_is_a_clear_error_with_exit_code_2(run_up, run_program):
     up = run_up("--demo", "--no-prometheus")
     wait_for(lambda: "Ctrl-C" in up.output, "the start", seconds=60)
-    second = run_program(VITALS, "up", "--demo", "--no-prometheus", "--listen", f"127.0.0.1:{up.port}", "--state", "s")
+    second = run_program(VITALS, "up", "--demo", "--listen", f"127.0.0.1:{up.port}", "--state", "s")
     assert second.process.wait(30) == 2
     assert f"listen: expected a free address, found 127.0.0.1:{up.port}" in second.output
+    assert "Name another one: --listen HOST:PORT" in second.output
+    assert "--state" not in second.output, "one trouble at a time"
     assert "Traceback" not in second.output
 
 
@@ -76,6 +79,7 @@ def test_a_prometheus_that_cannot_start_is_said_with_its_last_words(run_up, tmp_
     up = run_up("--demo")
     wait_for(lambda: "Ctrl-C" in up.output, "the start", seconds=60)
     assert "prometheus    did not start: " in up.output
+    assert re.search(r"did not start: .*(panic|Unable to create mmap-ed active query log)", up.output), up.output
     assert up.get("/metrics").status == 200
 
 

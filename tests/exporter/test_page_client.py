@@ -296,6 +296,13 @@ def test_tls_with_the_engines_own_ca(authority):
         assert fetch(f"{server.url}/x", tls=Tls(ca_file=authority.ca), times=2) == [PAGE] * 2
 
 
+def test_https_to_a_server_without_tls_says_so():
+    with FaultyServer(x=page(PAGE)) as server:
+        found = failure(f"https://127.0.0.1:{server.port}/x")
+    assert found.reason == "tls"
+    assert found.detail.startswith("the server speaks no TLS there, write http://: ")
+
+
 def test_tls_with_a_wrong_ca_is_refused(authority, other_authority):
     with tls_server(authority, "127.0.0.1") as server:
         for tls in (None, Tls(ca_file=other_authority.ca)):
