@@ -42,7 +42,7 @@ ALERTS: Final = (
     AlertName("VLLMEngineUnhealthy", "event", "engine_unhealthy", "A server says that its engine is dead."),
     AlertName("VLLMEngineStalled", "event", "engine_stalled", "Requests run, but no token comes."),
     AlertName("VLLMEngineRestarting", "event", "engine_restarts", "A server restarts again and again."),
-    AlertName("VLLMEngineFatalError", "event", "engine_fatal", "An engine's log tells of an error that ends it."),
+    AlertName("VLLMEngineFatalError", "event", "engine_fatal", "An engine logged an error that ends it."),
     AlertName("VLLMMetricsDark", "event", "metrics_dark", "A server is up without statistics."),
     AlertName("VLLMBucketMissing", "event", "missing_bucket", "An engine lacks the bucket of a promise."),
     AlertName("VLLMGoodputTargetDiffers", "event", "missing_bucket", "The plugin counts goodput by other targets."),

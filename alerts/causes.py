@@ -114,12 +114,12 @@ CAUSES: Final = {
     "finish-reasons": Cause(
         "How do sequences end?",
         "sum by (model_name, finished_reason) (rate(vllm:request_success_total{SERVICE}[5m]))",
-        "`error`: the engine could not go on with a request; the reason stands in vLLM's log and in our request line. "
+        "`error`: the engine could not continue a request; the reason is in vLLM's log and in our request line. "
         "`length` where `stop` was usual: answers run to `max_tokens`.",
         "engine",
     ),
     "fatal-errors": Cause(
-        "Did an engine's log tell of memory or a crash?",
+        "Did an engine log an out-of-memory error or a crash?",
         "sum by (server, kind) (increase(vllm_vitals_engine_fatal_errors_total[1h])) > 0",
         "Needs the tracing plugin. CUDA out of memory: lower `--gpu-memory-utilization` or `--max-num-batched-tokens`, "
         "look for other processes on the GPU. Host out of memory: the container's limit.",

@@ -228,7 +228,7 @@ def main() -> None:
                 ("the same expressions over HTTP, one after the other", f"{asked:.2f} s"),
                 ("a rule: median", f"{times[len(times) // 2][0] * 1e3:.2f} ms"),
                 ("a rule: 99th percentile", f"{times[int(len(times) * 0.99)][0] * 1e3:.2f} ms"),
-                (f"the dearest: {times[-1][1]}", f"{times[-1][0] * 1e3:.2f} ms"),
+                (f"the most expensive: {times[-1][1]}", f"{times[-1][0] * 1e3:.2f} ms"),
                 ("CPU with rules, of a core", f"{shares['with rules']:.4f}"),
                 ("CPU without", f"{shares['without']:.4f}"),
                 ("**the rules' part**", f"**{shares['with rules'] - shares['without']:.4f}**"),

@@ -4,15 +4,18 @@ import asyncio
 import errno
 import json
 import os
+import platform
 import re
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from .. import __version__
 from ..exporter.engines.local_servers import find_local_servers
 from ..exporter.engines.page_client import FetchError, PageClient
 from ..exporter.gpus.types import GpuError
@@ -21,6 +24,7 @@ from ..exporter.machine.host import has_node_exporter
 from ..settings.config import EngineSettings, Settings
 from ..settings.finding import Finding
 from ..settings.installation import install_command
+from ..settings.invocation import as_called
 from ..settings.scalars import ConfigError
 from .companions import ALERTMANAGER, PROMETHEUS, on_path
 
@@ -58,6 +62,24 @@ _LISTEN_ADVICE: Final = {
     errno.EADDRINUSE: "an exporter may run already; else choose another address with --listen",
     errno.EACCES: "ports below 1024 need root: choose another one with --listen",
 }
+
+
+def as_lines(findings: Sequence[Finding]) -> str:
+    """Return findings for people: a mark, what was looked at, what was found, and below it what to do."""
+    width = max(len(finding.what) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.mark}  {finding.what:<{width}}  {finding.found}")
+        if finding.advice:
+            lines.append(f"   {'':<{width}}  -> {as_called(finding.advice)}")
+    return "\n".join(lines)
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """Return findings for scripts and bug reports: `versions` and `findings`; `advice` is empty where there is none."""
+    versions = {"vllm-vitals": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    rows = [finding._asdict() | {"advice": as_called(finding.advice)} for finding in findings]
+    return json.dumps({"versions": versions, "findings": rows}, indent=2)
 
 
 async def examine_engine_environment(python: str) -> list[Finding]:

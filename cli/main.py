@@ -41,7 +41,8 @@ _EXAMPLES: Final = {
     "doctor": """examples:
   vllm-vitals doctor
   vllm-vitals doctor --engine http://127.0.0.1:8000
-  vllm-vitals doctor --engine-env /opt/vllm/bin/python    the tracing plugin in that environment""",
+  vllm-vitals doctor --engine-env /opt/vllm/bin/python    the tracing plugin in that environment
+  vllm-vitals doctor --json                               for scripts and bug reports""",
     "demo": """examples:
   vllm-vitals demo                                   two simulated engines on eight simulated GPUs
   vllm-vitals demo --scene engine-crash --listen 127.0.0.1:9999
@@ -151,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PYTHON",
         help="also look into vLLM's environment: is the plugin active, does it fit, which flags to add",
     )
+    doctor.add_argument("--json", action="store_true", help="print findings and versions as one JSON object")
 
     demo = command("demo", _demo, "run exporter and live page over simulated engines and GPUs")
     _add_settings(demo)
@@ -334,7 +336,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .doctor import examine, examine_engine_environment  # noqa: PLC0415
+    from .doctor import as_json, as_lines, examine, examine_engine_environment  # noqa: PLC0415
 
     findings = asyncio.run(examine(_settings(options)))
     if options.engine_env:
@@ -343,11 +345,7 @@ def _doctor(options: argparse.Namespace) -> int:
     elif importlib.util.find_spec("vllm") is not None:
         print("vLLM is installed here, looking at the plugin (some seconds)", file=sys.stderr, flush=True)
         findings += asyncio.run(examine_engine_environment(sys.executable))
-    width = max(len(finding.what) for finding in findings)
-    for finding in findings:
-        print(f"{finding.mark}  {finding.what:<{width}}  {finding.found}")
-        if finding.advice:
-            print(f"   {'':<{width}}  -> {as_called(finding.advice)}")
+    print(as_json(findings) if options.json else as_lines(findings))
     return 0 if all(finding.ok for finding in findings) else 1
 
 

@@ -243,7 +243,7 @@ def _is_map(name: str) -> str:
 
 def table() -> str:
     """Return the table of fields for the docs."""
-    rows = ["| field | type | what it says |", "| --- | --- | --- |"]
+    rows = ["| field | type | meaning |", "| --- | --- | --- |"]
     return "\n".join(rows + [f"| `{field.name}` | {field.type} | {field.says} |" for field in FIELDS])
 
 

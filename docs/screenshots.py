@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
+from vllm_vitals.docs.pictures import store
 
 DOCS: Final = Path(__file__).parent
 VITALS: Final = Path(sys.executable).with_name("vllm-vitals")
@@ -107,10 +109,9 @@ def take(browser: Browser, url: str, picture: Picture) -> None:
     )
     page.goto(url)
     page.wait_for_selector(".gpu .spark path[d]")
-    page.screenshot(path=DOCS / picture.file, full_page=True)
+    taken = page.screenshot(full_page=True)
     page.close()
-    with Image.open(DOCS / picture.file) as taken:  # flat colours: 256 of them are all, and half the bytes
-        taken.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(DOCS / picture.file, optimize=True)
+    store(Image.open(io.BytesIO(taken)), DOCS / picture.file)
 
 
 def vitals(url: str) -> Any:

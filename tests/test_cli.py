@@ -1,5 +1,7 @@
 import importlib.metadata
+import json
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -284,6 +286,38 @@ def test_doctor_finds_nothing_wrong_with_a_healthy_engine(doctor):
     assert f"[ok]  Engine 127.0.0.1:{server.port}" in out
     assert "vLLM 0.32.0" in out
     assert "[!!]" not in out
+
+
+def test_doctor_prints_json_for_scripts_and_bug_reports(doctor):
+    """Nothing but one object on stdout: versions, and the same findings with the same exit code."""
+    address = f"127.0.0.1:{free_port()}"
+    told_code, told = doctor("--engine", f"http://{address}")
+    code, out = doctor("--engine", f"http://{address}", "--json")
+    report = json.loads(out)
+    assert code == told_code == 1
+    assert report["versions"] == {
+        "vllm-vitals": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    assert all(list(row) == ["status", "what", "found", "advice"] for row in report["findings"])
+    by_name = {row["what"]: row for row in report["findings"]}
+    assert by_name[f"Engine {address}"]["status"] == "problem"
+    assert by_name[f"Engine {address}"]["advice"] == "start the server, or correct the address"
+    assert by_name["Python"]["advice"] == ""
+    assert [row["what"] for row in report["findings"]] == re.findall(r"(?m)^\[..\]  (.+?)  ", told)
+
+
+def test_doctor_as_json_has_exit_code_0_where_nothing_is_broken(doctor):
+    with FaultyServer(**{"": page(PAGE), "metrics": page(PAGE), "version": page(b'{"version": "0.32.0"}')}) as server:
+        code, out = doctor("--engine", server.url, "--json")
+    assert (code, {row["status"] for row in json.loads(out)["findings"]} <= {"ok", "note"}) == (0, True)
+
+
+def test_doctor_as_json_tells_wrong_settings_on_stderr_alone(command):
+    code, out, err = command("doctor", "--json", "--engine", "ftp://127.0.0.1")
+    assert (code, out) == (2, "")
+    assert err.startswith("vllm-vitals: --engine")
 
 
 def test_doctor_says_what_to_do_about_a_dead_engine(doctor):

@@ -6,6 +6,7 @@ stage.py beside this file runs something worth a picture.
 """
 
 import argparse
+import io
 import math
 import re
 import time
@@ -19,9 +20,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from vllm_vitals.alerts.sla_file import load
 from vllm_vitals.dashboards.build import dashboards
 from vllm_vitals.dashboards.queries import EVERYTHING
+from vllm_vitals.docs.pictures import store
 from vllm_vitals.promql.api import Prometheus, QueryError, Series
 
 OUT: Final = Path(__file__).parent
@@ -58,9 +61,7 @@ def main() -> None:
     made = dashboards(load())
     prometheus = Prometheus(options.prometheus)
     for slug in options.slugs or made:
-        path = OUT / f"{slug}.png"
-        draw(made[slug], Answers(prometheus, options.minutes * 60), path)
-        print(path, flush=True)
+        draw(made[slug], Answers(prometheus, options.minutes * 60), OUT / f"{slug}.png")
 
 
 class Answers:
@@ -135,7 +136,10 @@ def draw(data: Mapping[str, Any], answers: Answers, path: Path) -> None:
             fontsize=9,
         )
         Panel(panel, answers, figure, box, (width, height)).draw()
-    figure.savefig(path, dpi=80, facecolor=PAGE)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80, facecolor=PAGE)
+    for written in store(Image.open(drawn), path):
+        print(written, flush=True)
 
 
 class Panel:

@@ -2,20 +2,24 @@
 
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def copy_of_the_tree(folder: Path) -> Path:
-    """Copy what git tracks, and what is about to be added, as it is now; returns the folder."""
+def tracked_files() -> list[PurePosixPath]:
+    """Return what git tracks, and what is about to be added, as far as it is there: paths from the root."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if not (ROOT / name).is_file():
-            continue
+    names = filter(None, listed.stdout.decode().split("\0"))
+    return [PurePosixPath(name) for name in names if (ROOT / name).is_file()]
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """Copy what git tracks, and what is about to be added, as it is now; returns the folder."""
+    for name in tracked_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / name).read_bytes())
         (folder / name).chmod((ROOT / name).stat().st_mode)

@@ -1,6 +1,6 @@
 """The reports of `export: process`: a child makes the records and everything of them, off vLLM's interpreter lock.
 
-    drain thread: request() --what was seen, as bytes--> socket --> child (report_child.py): Reporter
+    drain thread: request() --what was seen, as bytes--> socket --> child (child.py): Reporter
                   idle() <-- counts, metrics, lines it cannot write itself --/
 
 What the child has not confirmed is kept. When it dies, and for as long as it cannot be started, this process reports by
