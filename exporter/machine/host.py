@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 import psutil
 
-from ..http.exchange import exchange
+from ...runtime.exchange import exchange
 from ..pages.samples import Sample, label_pairs
 
 log = logging.getLogger("vllm_vitals")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, Protocol
 
-from ..http.exchange import Answer, exchange
+from ...runtime.exchange import Answer, exchange
 from ..pages.samples import Sample, label_pairs
 
 log = logging.getLogger("vllm_vitals")

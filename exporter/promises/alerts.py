@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from ..http.exchange import exchange
+from ...runtime.exchange import exchange
 
 log = logging.getLogger("vllm_vitals")
 

@@ -1,7 +1,6 @@
 """The GPUs that this engine runs on, as the exporter last told: asked by a thread of its own, never by a request."""
 
 import contextlib
-import http.client
 import json
 import logging
 import socket
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from ...runtime.exchange import exchange
 from ...settings.tracing import GpuFactSettings
 from ..counters import Counters
 from ..request.records import Gpu
@@ -22,7 +22,6 @@ GPU_FACTS_FAILURES: Final = "gpu_facts_failures"  # the exporter did not answer,
 _DEADLINE_SECONDS: Final = 2.0
 _STALE_SECONDS: Final = 30.0
 _LIMIT_BYTES: Final = 4 * 1024 * 1024
-_READ_BYTES: Final = 64 * 1024
 
 
 class Placed(NamedTuple):
@@ -142,25 +141,12 @@ def _gpu(uuid: str, row: Mapping[str, Any]) -> Gpu:
 
 def _fetch(url: SplitResult) -> bytes:
     """Return the exporter's answer; raises within the deadline, however slowly bytes drip."""
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = kind(url.hostname or "", url.port, timeout=_DEADLINE_SECONDS)
-    watch = threading.Timer(_DEADLINE_SECONDS, _hang_up, (connection,))
-    watch.daemon = True
-    watch.start()
-    try:
-        connection.request(
-            "GET", f"{url.path.rstrip('/')}/api/vitals?history=off", headers={"User-Agent": "vllm-vitals"}
-        )
-        answer = connection.getresponse()
-        body = answer.read(_LIMIT_BYTES + 1)
-        if answer.status != http.client.OK or len(body) > _LIMIT_BYTES:
-            raise OSError(f"HTTP {answer.status} with {len(body)} bytes")
-        return body
-    finally:
-        watch.cancel()
-        connection.close()
-
-
-def _hang_up(connection: http.client.HTTPConnection) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        connection.sock.shutdown(socket.SHUT_RDWR)
+    answer = exchange(
+        f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}/api/vitals?history=off",
+        headers={"User-Agent": "vllm-vitals"},
+        deadline=_DEADLINE_SECONDS,
+        limit=_LIMIT_BYTES + 1,
+    )
+    if answer.status != 200 or len(answer.body) > _LIMIT_BYTES:
+        raise OSError(f"HTTP {answer.status} with {len(answer.body)} bytes")
+    return answer.body
