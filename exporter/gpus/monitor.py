@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Final
 
 from ...vocabulary.xids import meaning
-from ..pages.samples import Sample, label_pairs, render
+from ..pages.samples import Rendered, Sample, label_pairs, render
 from .groups import FAMILY_GROUPS, FamilyGroup, families_of
 from .types import GPU_REASONS, SOURCE_REASONS, GpuDevice, GpuError, GpuProcess, GpuSnapshot, GpuSource, XidEvent
 from .worker import GpuRecord, GpuWorker
@@ -48,8 +48,7 @@ class GpuMonitor:
         source: NVML, or a simulation.
         interval: seconds between two cycles of a GPU.
         slow_interval: seconds between two readings of the slow families.
-        families_off: names from FAMILY_GROUPS that leave the page; a source with a method `switch_off(groups)`, as
-            NvmlSource is, is told and makes no call for them.
+        families_off: names from FAMILY_GROUPS that leave the page; the source is told, and makes no call for them.
         hang_seconds: a cycle that runs longer than this (and than three intervals) takes its GPU down.
         backoff: first and longest pause in seconds before the driver is opened again.
     """
@@ -65,8 +64,7 @@ class GpuMonitor:
         backoff: tuple[float, float] = (1.0, 60.0),
     ) -> None:
         self._source = source
-        if switch_off := getattr(source, "switch_off", None):
-            switch_off(families_off)
+        source.switch_off(families_off)
         self._interval = interval
         self._slow_interval = slow_interval
         self._off = families_of(families_off)
@@ -112,11 +110,9 @@ class GpuMonitor:
             return "hang"
         return self._reason
 
-    def processes_key(self) -> frozenset[tuple[str, int]]:
-        """Return the (uuid, pid) pairs of all compute processes."""
-        return frozenset(
-            (record.snapshot.uuid, process.pid) for record in self._records for process in record.snapshot.processes
-        )
+    def samples(self) -> Rendered:
+        """Return everything for the page, as of now."""
+        return Rendered(self.lines(monotonic()))
 
     def lines(self, now: float) -> list[Mapping[str, bytes]]:
         """Return everything for the page; `now` is time.monotonic()."""
@@ -278,7 +274,7 @@ class GpuMonitor:
                 paired.append(record)
                 self._wish("lost")
         for record, device in pairs:
-            if self._xids_on and record.xids is None and getattr(device, "reports_xid", True):
+            if self._xids_on and record.xids is None and device.reports_xid:
                 record.xids = XidCounts(record.text.labels)
         self._records = sorted(paired, key=lambda record: record.snapshot.index)
         return pairs

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from ...runtime.exchange import exchange
+from ..pages.samples import Sample
 
 log = logging.getLogger("vllm_vitals")
 
@@ -103,6 +104,10 @@ class AlertWatch:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(_DEADLINE_SECONDS)
+
+    def samples(self) -> list[Sample]:
+        """Return none: alerts are for the live page; Prometheus has them already."""
+        return []
 
     def _run(self) -> None:
         while True:
