@@ -7,6 +7,7 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Final
 
+from ...runtime.log_once import LogOnce
 from ...vocabulary.xids import meaning
 from ..pages.samples import Rendered, Sample, label_pairs, render
 from .groups import FAMILY_GROUPS, FamilyGroup, families_of
@@ -316,7 +317,7 @@ class GpuMonitor:
                 self._start_worker(record, record.waiting)
 
     def _follow_events(self, ended: Event) -> None:
-        said = False
+        said = LogOnce()
         while not ended.is_set():
             started = monotonic()
             events: Sequence[XidEvent] = ()
@@ -325,9 +326,8 @@ class GpuMonitor:
             except GpuError as error:
                 self._wish(error.reason)
             except Exception:
-                if not said:
+                if said.is_news("events"):
                     _log.exception("waiting for XID events failed")
-                said = True
             self._count_events(events)
             if not events:  # a source without events answers at once
                 ended.wait(max(0.0, _EVENT_SECONDS - (monotonic() - started)))
