@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..settings.installation import require
 from ..settings.scalars import ConfigError
+from ..settings.subcommands import Commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -50,22 +51,9 @@ A dash: half of the failures of that size or more were not found within ten hour
 }
 
 
-def add_rules(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_rules(commands: Commands) -> None:
     """Add the command and its sub-commands to those of `vllm-vitals`."""
-    summary = "turn an SLA file into rules, alerts, their tests and routes"
-    rules = commands.add_parser(
-        "rules", help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EXAMPLES["rules"],
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parts = rules.add_subparsers(dest="rules_command", metavar="COMMAND", required=True)
-
-    def command(name: str, run: "Callable[[argparse.Namespace], int]", summary: str) -> argparse.ArgumentParser:
-        sub = parts.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EXAMPLES[name],
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        )  # fmt: skip
-        sub.set_defaults(run=run)
-        return sub
+    command = commands.group("rules", "turn an SLA file into rules, alerts, their tests and routes", _EXAMPLES).add
 
     def takes_sla(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(

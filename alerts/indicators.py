@@ -27,7 +27,7 @@ def labels_of(service: Service, objective: Objective) -> tuple[str, ...]:
 
 
 def counts(service: Service, indicator: Indicator, objective: Objective, window: str) -> Counts:
-    """Return an indicator's counts; goodput only where the plugin counts it, see goodput_bounds."""
+    """Return an indicator's counts; those of goodput come from the plugin's page, as no engine counts them."""
     by = labels_of(service, objective)
     if indicator in LATENCIES:
         return _latency(service, indicator, objective, by, window)

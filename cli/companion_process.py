@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import re
 import signal
-import urllib.request
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import psutil
+
+from ..runtime.exchange import exchange
 
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 10.0
@@ -20,6 +20,8 @@ _SETTLED_SECONDS: Final = 60.0  # who ran as long has all its starts again
 _LOG_TAIL_BYTES: Final = 16 * 1024
 _LONGEST_WORDS: Final = 300
 _CAUSE: Final = re.compile(r"^panic: |\blevel=(error|ERROR)\b|\berr=")
+_ANSWER_SECONDS: Final = 2.0
+_ANSWER_BYTES: Final = 16 << 20
 
 
 class Command(NamedTuple):
@@ -151,14 +153,11 @@ class CompanionProcess:
 
 
 def fetch(url: str) -> bytes:
-    """Return what a companion answers; raises OSError."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
-    try:
-        with opener.open(url, timeout=2.0) as answer:
-            content: bytes = answer.read()
-            return content
-    except HTTPException as error:  # somebody else is on this port
-        raise OSError(f"no HTTP: {error!r}") from None
+    """Return what a companion answers within two seconds; raises OSError."""
+    answer = exchange(url, deadline=_ANSWER_SECONDS, limit=_ANSWER_BYTES)
+    if not 200 <= answer.status < 300:
+        raise OSError(f"HTTP {answer.status} {answer.reason}")
+    return answer.body
 
 
 def _how(code: int) -> str:

@@ -21,6 +21,7 @@ from ..demo.scenes import SCENES, Play, Scene
 from ..settings.config import OPTIONS, Settings, load, unknown_variables
 from ..settings.invocation import as_called
 from ..settings.scalars import ConfigError
+from ..settings.subcommands import Commands
 from .standard_output import say, with_standard_output
 
 if TYPE_CHECKING:
@@ -52,15 +53,17 @@ _EXAMPLES: Final = {
   vllm-vitals logging-config > logging.json
   VLLM_LOGGING_CONFIG_PATH=logging.json vllm serve MODEL
   vllm-vitals logging-config --names flat --redact email,card --redact-pattern 'ticket=TCK-[0-9]+'""",
+    "version": """example:
+  vllm-vitals version""",
+}
+_AUDIT_EXAMPLES: Final = {
     "audit": """example:
   vllm-vitals audit verify --help""",
-    "audit verify": """examples:
+    "verify": """examples:
   vllm-vitals audit verify --key-file audit.key /var/log/vllm/audit.jsonl*
   vllm-vitals audit verify --key-file audit.key --expect 1204:9f86d0... /var/log/vllm/audit.jsonl
 
 The last line of the output is `head SEQ:HASH`. Noted in another place, it is what finds a truncated end (--expect).""",
-    "version": """example:
-  vllm-vitals version""",
 }
 
 
@@ -113,19 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="vllm-vitals COMMAND --help shows options and examples of a command. Exit codes: 0 done, 1 failed, 2 "
         "wrong input, 130 Ctrl-C, 141 nobody reads the output any more (as after `| head`; what watches goes on).",
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=_EXAMPLES[name],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # a flag that comes later must not change what a script means
-        )
-        sub.set_defaults(run=run)
-        return sub
+    commands = Commands(parser.add_subparsers(dest="command", metavar="COMMAND"), _EXAMPLES)
+    command = commands.add
 
     up = command("up", _up, "run exporter and live page, with Prometheus and Alertmanager where they are installed")
     _add_settings(up)
@@ -183,16 +175,13 @@ def _parser() -> argparse.ArgumentParser:
         "--redact-pattern", action="append", default=[], metavar="NAME=REGEX", help="black out as [NAME] what matches"
     )
 
-    audit = command("audit", _audit, "examine audit logs")
-    audits = audit.add_subparsers(dest="audit_command", metavar="COMMAND", required=True)
-    check = audits.add_parser(
+    audits = commands.group("audit", "examine audit logs", _AUDIT_EXAMPLES)
+    check = audits.add(
         "verify",
-        help="find edited, removed, re-ordered and truncated records",
+        _audit,
+        "find edited, removed, re-ordered and truncated records",
         description="Find edited, removed, re-ordered and truncated records. Exit code: 0 intact, 1 not (an "
         "empty file proves nothing: 1), 2 bad input.",
-        epilog=_EXAMPLES["audit verify"],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     check.add_argument("--key-file", type=Path, required=True, metavar="KEY", help="the key of tracing.audit.key_file")
     check.add_argument("--expect", metavar="SEQ:HASH", help="a head noted earlier, which must still be there")

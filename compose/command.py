@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..settings.invocation import as_called
-from ..settings.scalars import ConfigError, Seconds, read_scalar
+from ..settings.scalars import ConfigError
+from ..settings.subcommands import Commands, Run, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from ..settings.finding import Finding
     from .bundle import Result
@@ -56,21 +57,13 @@ Data, secrets and what you set in .env stay. What you changed and we have to rep
 }
 
 
-def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_bundle(commands: Commands) -> None:
     """Add the command and its sub-commands to those of `vllm-vitals`."""
     summary = "write and run everything around vLLM with Docker Compose: metrics, alerts, dashboards, traces, logs"
-    bundle = commands.add_parser(
-        "bundle", help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EXAMPLES["bundle"],
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parts = bundle.add_subparsers(dest="bundle_command", metavar="COMMAND", required=True)
+    parts = commands.group("bundle", summary, _EXAMPLES)
 
-    def command(name: str, run: "Callable[[argparse.Namespace], int]", summary: str) -> argparse.ArgumentParser:
-        sub = parts.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EXAMPLES[name],
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        )  # fmt: skip
-        sub.set_defaults(run=run)
+    def command(name: str, run: Run, summary: str) -> argparse.ArgumentParser:
+        sub = parts.add(name, run, summary)
         if name not in {"init", "kubernetes"}:
             sub.add_argument("--dir", type=Path, default=Path(), metavar="DIR", help="the bundle (default: here)")
         return sub
@@ -97,7 +90,7 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         ("upgrade", _upgrade, "bring a bundle to this version and start it again; data stays"),
     ):
         sub = command(name, run, summary)
-        sub.add_argument("--timeout", type=_seconds, default=900.0, metavar="TIME", help="for all of it (default 15m)")
+        sub.add_argument("--timeout", type=seconds, default=900.0, metavar="TIME", help="for all of it (default 15m)")
         if name == "upgrade":
             sub.add_argument("--no-start", action="store_true", help="write the files only")
     command("down", _down, "stop and remove the containers; data stays")
@@ -109,15 +102,8 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command("check", _check, "look at a bundle without starting it: files, secrets, settings, configurations")
     smoke = command("smoke", _smoke, "send one traced request and find its exemplar, trace and log line")
     smoke.add_argument("--engine", metavar="URL", help="a vLLM with the plugin (default: that of the profile vllm)")
-    smoke.add_argument("--timeout", type=_seconds, default=90.0, metavar="TIME", help="for each step (default 90s)")
+    smoke.add_argument("--timeout", type=seconds, default=90.0, metavar="TIME", help="for each step (default 90s)")
     smoke.add_argument("--ca-file", type=Path, metavar="FILE", help="the CA of Grafana behind compose.tls.yaml")
-
-
-def _seconds(text: str) -> float:
-    try:
-        return float(read_scalar(Seconds, text, "TIME"))
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _init(options: argparse.Namespace) -> int:

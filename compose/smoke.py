@@ -6,13 +6,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
-from urllib.error import HTTPError
-from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.parse import quote, urlencode
 
+from ..runtime.exchange import exchange
 from ..settings.finding import Finding
 
 _POLL_SECONDS: Final = 2.0
@@ -180,22 +178,23 @@ def _grafana(places: Places, uid: str, path: str) -> Any:
 def _call(
     places: Places, url: str, headers: Mapping[str, str], body: bytes | None = None, seconds: float = _CALL_SECONDS
 ) -> Any:
-    handlers: list[Any] = []
-    if (urlsplit(url).hostname or "").startswith(("127.", "localhost")):
-        handlers.append(ProxyHandler({}))  # loopback never goes through a proxy
-    if places.ca_file is not None:
-        import ssl  # noqa: PLC0415  needed behind compose.tls.yaml only
-        from urllib.request import HTTPSHandler  # noqa: PLC0415
-
-        handlers.append(HTTPSHandler(context=ssl.create_default_context(cafile=places.ca_file)))
     where = url.split("?", maxsplit=1)[0]
     try:
-        with build_opener(*handlers).open(Request(url, body, dict(headers)), timeout=seconds) as answer:
-            return json.loads(answer.read(_MOST_BYTES))
-    except HTTPError as error:
-        error.close()
-        raise UnreachedError(f"{where} answers {error.code} {error.reason}") from None
-    except (OSError, HTTPException) as error:
-        raise UnreachedError(f"{where}: {getattr(error, 'reason', error)}") from None
+        answer = exchange(
+            url,
+            method="GET" if body is None else "POST",
+            headers=headers,
+            body=body or b"",
+            deadline=seconds,
+            limit=_MOST_BYTES,
+            ca_file=str(places.ca_file) if places.ca_file is not None else None,
+            use_proxy=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UnreachedError(f"{where}: {error}") from None
+    if not 200 <= answer.status < 300:
+        raise UnreachedError(f"{where} answers {answer.status} {answer.reason}")
+    try:
+        return json.loads(answer.body)
     except (ValueError, RecursionError):
         raise UnreachedError(f"{where} answers no JSON") from None

@@ -6,12 +6,12 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from http.client import HTTPException
 from pathlib import Path
 from typing import Final
-from urllib.request import Request, urlopen
+
+from ..runtime.exchange import exchange
 
 _PROMPTS: Final = (
     "Write a haiku about a graphics card.",
@@ -21,7 +21,8 @@ _PROMPTS: Final = (
 )
 _MOST_TOKENS: Final = (16, 64, 128, 256)
 _AT_ONCE: Final = 32
-_DEADLINE: Final = 120.0
+_DEADLINE: Final = 120.0  # for a whole answer
+_MOST_BYTES: Final = 4 << 20
 _ALIVE_SECONDS: Final = 60.0
 
 
@@ -58,19 +59,32 @@ def send(url: str) -> None:
     """Send one traced request; a failure is a line on stderr."""
     trace_id = secrets.token_hex(16)
     try:
-        with urlopen(f"{url}/v1/models", timeout=_DEADLINE) as answer:
-            model = json.loads(answer.read())["data"][0]["id"]
+        model = json.loads(_call(f"{url}/v1/models"))["data"][0]["id"]
         headers = {"Content-Type": "application/json", "traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
         asked = {
             "model": model,
             "messages": [{"role": "user", "content": secrets.choice(_PROMPTS)}],
             "max_tokens": secrets.choice(_MOST_TOKENS),
         }
-        request = Request(f"{url}/v1/chat/completions", json.dumps(asked).encode(), headers)
-        with urlopen(request, timeout=_DEADLINE) as answer:
-            answer.read()
-    except (OSError, HTTPException, ValueError, LookupError) as error:
+        _call(f"{url}/v1/chat/completions", headers, json.dumps(asked).encode())
+    except (OSError, ValueError, LookupError, TypeError) as error:
         print(f"traffic: {trace_id}: {error}", file=sys.stderr, flush=True)
+
+
+def _call(url: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> bytes:
+    """Return the answer's body; raises OSError for any status but 200."""
+    answer = exchange(
+        url,
+        method="POST" if body else "GET",
+        headers=headers,
+        body=body,
+        deadline=_DEADLINE,
+        limit=_MOST_BYTES,
+        use_proxy=True,
+    )
+    if answer.status != 200:
+        raise OSError(f"HTTP {answer.status} {answer.reason}")
+    return answer.body
 
 
 if __name__ == "__main__":

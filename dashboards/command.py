@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..settings.installation import checkout, require
-from ..settings.scalars import ConfigError, Seconds, read_scalar
+from ..settings.scalars import ConfigError
+from ..settings.subcommands import Commands, Run, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 _HERE: Final = Path(__file__).parent
 _COMMITTED: Final = _HERE / "json"
@@ -38,21 +39,12 @@ The token is one of a service account of the role Editor. What lies there under 
 }
 
 
-def add_dashboards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_dashboards(commands: Commands) -> None:
     """Add the command and its sub-commands to those of `vllm-vitals`."""
-    summary = "build, check and install the Grafana dashboards"
-    dashboards = commands.add_parser(
-        "dashboards", help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EXAMPLES["dashboards"],
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parts = dashboards.add_subparsers(dest="dashboards_command", metavar="COMMAND", required=True)
+    parts = commands.group("dashboards", "build, check and install the Grafana dashboards", _EXAMPLES)
 
-    def command(name: str, run: "Callable[[argparse.Namespace], int]", summary: str) -> argparse.ArgumentParser:
-        sub = parts.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_EXAMPLES[name],
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        )  # fmt: skip
-        sub.set_defaults(run=run)
+    def command(name: str, run: Run, summary: str) -> argparse.ArgumentParser:
+        sub = parts.add(name, run, summary)
         sub.add_argument("--sla", type=Path, metavar="FILE", help="promises and limits to draw (default: ours)")
         return sub
 
@@ -66,13 +58,13 @@ def add_dashboards(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     check.add_argument("--out", type=Path, metavar="DIR", help="files to compare (default without --sla: ours)")
     check.add_argument("--prometheus", metavar="URL", help="run every query there and tell which find nothing")
     check.add_argument("--token-file", type=Path, metavar="FILE", help="bearer token for it")
-    check.add_argument("--timeout", type=_seconds, default=10.0, metavar="TIME", help="per query (default 10s)")
+    check.add_argument("--timeout", type=seconds, default=10.0, metavar="TIME", help="per query (default 10s)")
 
     push = command("push", _push, "save the dashboards in a Grafana, in a folder of their own")
     push.add_argument("--grafana", required=True, metavar="URL", help="address of Grafana, with its sub-path")
     push.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token (default: $GRAFANA_TOKEN)")
     push.add_argument("--folder", metavar="UID", help="save in this folder (default: vllm-vitals)")
-    push.add_argument("--timeout", type=_seconds, default=10.0, metavar="TIME", help="per call (default 10s)")
+    push.add_argument("--timeout", type=seconds, default=10.0, metavar="TIME", help="per call (default 10s)")
 
 
 def _build(options: argparse.Namespace) -> int:
@@ -189,13 +181,3 @@ def _token(path: Path | None) -> str:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--token-file: expected a readable file, found {path}: {error}") from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        found = float(read_scalar(Seconds, text, "time"))
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if found <= 0:
-        raise argparse.ArgumentTypeError(f"expected a time above 0, found {text!r}")
-    return found

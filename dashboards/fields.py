@@ -9,7 +9,6 @@ GREEN: Final = "green"
 YELLOW: Final = "yellow"
 ORANGE: Final = "orange"
 RED: Final = "red"
-BLUE: Final = "blue"
 GREY: Final = "text"
 
 # Grafana's unit ids, named by what they mean.

@@ -1,13 +1,11 @@
 """Puts dashboards into a Grafana through its HTTP API, into one folder, over what is there under the same uid."""
 
 import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPException
 from typing import Any, Final, NamedTuple
 
+from ..runtime.exchange import exchange
 from ..settings.scalars import ConfigError
 
 FOLDER: Final = "vllm-vitals"
@@ -26,7 +24,7 @@ class Grafana(NamedTuple):
     Attributes:
         url: with its sub-path, if it has one.
         token: of a service account; empty for a Grafana that lets anybody edit.
-        timeout: seconds for each call.
+        timeout: seconds for each call as a whole.
     """
 
     url: str
@@ -36,13 +34,6 @@ class Grafana(NamedTuple):
 
 class GrafanaError(Exception):
     """Grafana did not do what was asked; the text says why and what would help."""
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would lose its body, and the token could go to another host."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow nothing."""
 
 
 def make_folder(grafana: Grafana, uid: str = FOLDER) -> None:
@@ -78,16 +69,19 @@ def _call(grafana: Grafana, method: str, path: str, body: Mapping[str, Any]) -> 
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if grafana.token:
         headers["Authorization"] = f"Bearer {grafana.token}"
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
-    opener = urllib.request.build_opener(_NoRedirects)
     try:
-        with opener.open(request, timeout=grafana.timeout) as answer:
-            return answer.status, _object(answer.read(_LONGEST_ANSWER))
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, _object(error.read(_LONGEST_ANSWER))
-    except (OSError, HTTPException) as error:
-        raise GrafanaError(f"{url}: {getattr(error, 'reason', error)}") from None
+        answer = exchange(
+            url,
+            method=method,
+            headers=headers,
+            body=json.dumps(body).encode(),
+            deadline=grafana.timeout,
+            limit=_LONGEST_ANSWER,
+            use_proxy=True,
+        )
+    except (OSError, ValueError) as error:
+        raise GrafanaError(f"{url}: {error}") from None
+    return answer.status, _object(answer.body)
 
 
 def _object(text: bytes) -> dict[str, Any]:

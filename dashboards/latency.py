@@ -2,7 +2,6 @@
 
 from typing import Any, Final
 
-from ..alerts.alert_names import TITLES
 from ..alerts.buckets import HISTOGRAMS
 from ..alerts.sla import Indicator
 from .fields import PLAIN, RED, SECONDS, Step, dashed
@@ -51,9 +50,3 @@ def with_promise(
         overrides=overrides,
         **{"no_value": NO_TRAFFIC, **more},
     )
-
-
-def title_of(indicator: Indicator) -> str:
-    """Return an indicator in words, such as `Time to first token`."""
-    text = TITLES[indicator]
-    return text[0].upper() + text[1:]

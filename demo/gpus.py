@@ -87,6 +87,7 @@ class SimulatedGpu:
         self.uuid = identity
         self.name = NAME
         self.pci_bus_id = f"00000000:{0x1A + index:02X}:00.0"
+        self.reports_xid = True
         self.speed = 1.0
         self.heated = False
         self.lost = False
@@ -275,6 +276,9 @@ class SimulatedGpus:
             self.clock = clock
             for gpu in self._gpus:
                 gpu.lapse = clock.speed
+
+    def switch_off(self, groups: frozenset[str]) -> None:
+        """Do nothing: no driver call is saved, and the monitor leaves these groups out."""
 
     def open(self) -> Sequence[SimulatedGpu]:
         """Return the GPUs, lost ones too, as NVML goes on counting them; raises GpuError when there is none."""

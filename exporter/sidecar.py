@@ -1,11 +1,9 @@
 """Wires the sidecar: who reads what on which clock, and how one scrape is put together."""
 
 import asyncio
-import contextlib
-import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from ..settings.config import EngineSettings, Settings
@@ -23,13 +21,12 @@ from .machine.spot import SpotWatcher
 from .pages.relabel import merge
 from .pages.request_pages import merged as merged_request_pages
 from .pages.samples import Sample, label_pairs, page, render
+from .parts import Counted, Part, Parts
 from .placement.rules import EngineFacts, GpuFacts
 from .placement.thread import Placement
 from .promises.alerts import AlertWatch
 from .promises.promised import Promises
 from .promises.watch import PromiseWatch
-
-log = logging.getLogger("vllm_vitals")
 
 _MERGE_INLINE_BYTES: Final = 1 << 20
 _GPU_TRACKS: Final = (
@@ -67,17 +64,12 @@ class Sidecar:
         self._gpus = _monitor(settings, gpu_source)
         self._placement = Placement(settings.placement.procfs, settings.placement.pod_resources_socket)
         self._engine_processes = EngineProcesses(settings.placement.procfs)
-        self._host = Host(
-            settings.host.mode, str(settings.placement.procfs), node_exporter=settings.host.node_exporter_url
-        )
-        self._spot = SpotWatcher(settings.spot.cloud, settings.spot.endpoint)
         # Three samples, as a scraper would take them: the page's figures are of minutes.
         self._promises = PromiseWatch(promises, 3 * settings.sample_interval) if promises is not None else None
         self._alerts = AlertWatch(alertmanager=settings.alertmanager_url or "")
         self._gpu_tracks: dict[str, dict[str, Track]] = defaultdict(self._new_gpu_tracks)
         self._energy: dict[str, EnergyWindow] = defaultdict(EnergyWindow)
         self._tasks: list[asyncio.Task[None]] = []
-        self._failures: Counter[str] = Counter()
         self._scrapes = 0
         self._scrape_seconds: float | None = None
         self._first_discovery = asyncio.Event()
@@ -85,6 +77,7 @@ class Sidecar:
         self.ready = asyncio.Event()
         self.rejected: Callable[[], Counter[str]] = Counter
         self.web_reload_failures: Callable[[], int] = lambda: 0
+        self._parts = Parts(self._all_parts())
 
     @property
     def engines(self) -> list[Engine]:
@@ -93,12 +86,7 @@ class Sidecar:
 
     async def start(self) -> None:
         """Start every reader; returns at once, whatever hangs."""
-        if self._gpus is not None:
-            self._gpus.start()
-        self._placement.start()
-        self._host.start()
-        self._spot.start()
-        self._alerts.start()
+        self._parts.start()
         self._take_servers()
         rounds = [self._every(self.settings.sample_interval, self._observe)]
         if self._servers.dynamic:
@@ -113,10 +101,7 @@ class Sidecar:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for engine in self.engines:
             engine.close()
-        stops = [self._placement.stop, self._host.stop, self._spot.stop, self._alerts.stop]
-        if self._gpus is not None:
-            stops.append(self._gpus.stop)
-        await asyncio.gather(*(asyncio.to_thread(stop) for stop in stops), return_exceptions=True)
+        await self._parts.stop()
 
     async def metrics(self, timeout: float) -> bytes:
         """Return the merged page; engines have `timeout` seconds, and what fails becomes a metric."""
@@ -150,22 +135,22 @@ class Sidecar:
         samples: list[Sample] = []
         for engine, one in zip(engines, fetched, strict=True):
             samples += engine.samples(one, is_stalled(engine, self.settings.health))
-        renderings: list[Mapping[str, bytes]] = [render(samples)]
-        parts: tuple[tuple[str, Callable[[], list[Sample]]], ...] = (
-            ("placement", self._placement.samples),
-            ("engine_processes", self._engine_processes.samples),
-            ("host", self._host.samples),
-            ("spot", self._spot.samples),
-            ("self", self._self_samples),
-        )
-        for name, part in parts:
-            with self._guarded(name):
-                renderings.append(render(part()))
-        if self._gpus is not None:
-            with self._guarded("gpus"):
-                renderings += self._gpus.lines(time.monotonic())
-        renderings.append(render(self._failure_samples()))
-        return page(renderings) + theirs
+        return page([render(samples), *self._parts.lines()]) + theirs
+
+    def _all_parts(self) -> dict[str, Part]:
+        """Return everything that has samples of its own for the page, by the name that its cost and failures bear."""
+        settings = self.settings
+        parts: dict[str, Part] = {
+            "placement": self._placement,
+            "engine_processes": Counted(self._engine_processes.samples),
+            "host": Host(
+                settings.host.mode, str(settings.placement.procfs), node_exporter=settings.host.node_exporter_url
+            ),
+            "spot": SpotWatcher(settings.spot.cloud, settings.spot.endpoint),
+            "alerts": self._alerts,
+            "self": Counted(self._self_samples),
+        }
+        return parts | ({"gpus": self._gpus} if self._gpus is not None else {})
 
     def _self_samples(self) -> list[Sample]:
         origins = Counter(engine.origin for engine in self.engines)
@@ -183,30 +168,11 @@ class Sidecar:
             samples.append(Sample("vllm_vitals_scrape_duration_seconds", "", self._scrape_seconds))
         return samples
 
-    def _failure_samples(self) -> list[Sample]:
-        return [
-            Sample("vllm_vitals_part_failures_total", label_pairs(part=part), count)
-            for part, count in self._failures.items()
-        ]
-
-    @contextlib.contextmanager
-    def _guarded(self, part: str) -> Any:
-        """Keep the rest of the page when a part of ours fails; counted, and logged the first time."""
-        try:
-            yield
-        except Exception:
-            self._failures[part] += 1
-            if self._failures[part] == 1:
-                log.exception("the part %s failed; the rest of the page stays", part)
-
     async def _every(self, interval: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             started = time.monotonic()
-            try:
+            with self._parts.watched(work.__name__.strip("_")):  # a failed round must not end the rounds
                 await work()
-            except Exception:  # a background round must not end the rounds
-                self._failures[work.__name__.strip("_")] += 1
-                log.exception("%s failed", work.__name__.strip("_"))
             await asyncio.sleep(max(0.1, interval - (time.monotonic() - started)))
 
     async def _discover(self) -> None:
@@ -240,8 +206,8 @@ class Sidecar:
         interval = self.settings.sample_interval
         timeout = self.settings.scrape_timeout
         await asyncio.gather(*(engine.observe(interval, timeout) for engine in self.engines))
-        if self._promises is not None:
-            with self._guarded("promises"):
+        if self._promises is not None and self._promises.is_due:
+            with self._parts.watched("promises"):
                 await self._promises.look(self.engines, timeout)
         gpus = self.gpu_snapshots()
         for gpu in gpus:
@@ -292,9 +258,8 @@ class Sidecar:
 
     def watch_alerts(self, *, prometheus: str, alertmanager: str) -> None:
         """Show the alerts of these from now on, by URL, empty for none; an Alertmanager of the settings stays."""
-        self._alerts.stop()
         self._alerts = AlertWatch(prometheus, self.settings.alertmanager_url or alertmanager)
-        self._alerts.start()
+        self._parts.replace("alerts", self._alerts)
 
     def _new_gpu_tracks(self) -> dict[str, Track]:
         return {name: Track(self.settings.sample_interval) for name, _, _ in _GPU_TRACKS}

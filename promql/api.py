@@ -3,12 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any, Final
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import Request, urlopen
 
+from ..runtime.exchange import exchange
 from ..settings.scalars import ConfigError
 
 DEADLINE: Final = 30.0
@@ -75,20 +73,22 @@ class Prometheus:
 
     def _ask(self, path: str, asked: Mapping[str, str]) -> Any:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        # POST: generated expressions outgrow a URL.
-        request = Request(self.url.rstrip("/") + path, urlencode(asked).encode(), headers)
         try:
-            with urlopen(request, timeout=self.deadline) as answer:
-                body = answer.read(_MOST_BYTES)
-        except HTTPError as error:
-            body = error.read(_MOST_BYTES)
-            if error.code not in {400, 422, 503}:
-                raise ConfigError(f"--prometheus: {self.url} answers {error.code} {error.reason}") from None
-        except (URLError, OSError, HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise ConfigError(f"--prometheus: expected a Prometheus at {self.url}, found none: {reason}") from None
+            answer = exchange(
+                self.url.rstrip("/") + path,
+                method="POST",  # generated expressions outgrow a URL
+                headers={"Content-Type": "application/x-www-form-urlencoded", **headers},
+                body=urlencode(asked).encode(),
+                deadline=self.deadline,
+                limit=_MOST_BYTES,
+                use_proxy=True,
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--prometheus: expected a Prometheus at {self.url}, found none: {error}") from None
+        if answer.status not in {200, 400, 422, 503}:
+            raise ConfigError(f"--prometheus: {self.url} answers {answer.status} {answer.reason}")
         try:
-            data = json.loads(body)
+            data = json.loads(answer.body)
             status = data["status"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise self._stranger() from None

@@ -144,6 +144,7 @@ VITALS: Final = (
     Metric("vllm_vitals_scrapes_total", "counter", "Answers on /metrics."),
     Metric("vllm_vitals_http_rejected_total", "counter", "Connections and requests refused, by reason.", ("reason",)),
     Metric("vllm_vitals_part_failures_total", "counter", "Failures inside a part of the exporter; the rest of the page stayed.", ("part",)),
+    Metric("vllm_vitals_part_duration_seconds", "gauge", "Time that a part of the exporter took last: its samples for the page, or a round of observe, promises or discover, waiting included.", ("part",)),
     Metric("vllm_vitals_web_config_reload_failures_total", "counter", "Reloads of the web config file that failed; the last good one stays in use."),
     Metric("vllm_vitals_process_cpu_seconds_total", "counter", "CPU time of this exporter."),
     Metric("vllm_vitals_process_resident_memory_bytes", "gauge", "Resident memory of this exporter."),

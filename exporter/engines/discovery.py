@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from ...runtime.log_once import LogOnce
 from ...settings.config import Discovery, DnsDiscovery, EngineSettings
 from ...settings.scalars import ConfigError
 from ...settings.typed_yaml import read_plain_yaml
@@ -40,7 +41,7 @@ class ServerList:
         self._discovery = discovery
         self._finder = finder
         self._found: dict[str, list[tuple[EngineSettings, str]]] = {}
-        self._complained: dict[str, str] = {}
+        self._said = LogOnce()
         self.failures: Counter[str] = Counter()
 
     @property
@@ -78,11 +79,10 @@ class ServerList:
         key = f"{origin} {what}"
         try:
             self._found[key] = [(engine, origin) for engine in look()]
-            self._complained.pop(key, None)
+            self._said.forget(key)
         except Exception as error:
             self.failures[origin] += 1
-            if self._complained.get(key) != str(error):
-                self._complained[key] = str(error)
+            if self._said.is_news(key, str(error)):
                 log.warning("discovery by %s: %s; the last good list stays", key, error)
 
 

@@ -7,8 +7,9 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Final
 
+from ...runtime.log_once import LogOnce
 from ...vocabulary.xids import meaning
-from ..pages.samples import Sample, label_pairs, render
+from ..pages.samples import Rendered, Sample, label_pairs, render
 from .groups import FAMILY_GROUPS, FamilyGroup, families_of
 from .types import GPU_REASONS, SOURCE_REASONS, GpuDevice, GpuError, GpuProcess, GpuSnapshot, GpuSource, XidEvent
 from .worker import GpuRecord, GpuWorker
@@ -48,8 +49,7 @@ class GpuMonitor:
         source: NVML, or a simulation.
         interval: seconds between two cycles of a GPU.
         slow_interval: seconds between two readings of the slow families.
-        families_off: names from FAMILY_GROUPS that leave the page; a source with a method `switch_off(groups)`, as
-            NvmlSource is, is told and makes no call for them.
+        families_off: names from FAMILY_GROUPS that leave the page; the source is told, and makes no call for them.
         hang_seconds: a cycle that runs longer than this (and than three intervals) takes its GPU down.
         backoff: first and longest pause in seconds before the driver is opened again.
     """
@@ -65,8 +65,7 @@ class GpuMonitor:
         backoff: tuple[float, float] = (1.0, 60.0),
     ) -> None:
         self._source = source
-        if switch_off := getattr(source, "switch_off", None):
-            switch_off(families_off)
+        source.switch_off(families_off)
         self._interval = interval
         self._slow_interval = slow_interval
         self._off = families_of(families_off)
@@ -112,11 +111,9 @@ class GpuMonitor:
             return "hang"
         return self._reason
 
-    def processes_key(self) -> frozenset[tuple[str, int]]:
-        """Return the (uuid, pid) pairs of all compute processes."""
-        return frozenset(
-            (record.snapshot.uuid, process.pid) for record in self._records for process in record.snapshot.processes
-        )
+    def samples(self) -> Rendered:
+        """Return everything for the page, as of now."""
+        return Rendered(self.lines(monotonic()))
 
     def lines(self, now: float) -> list[Mapping[str, bytes]]:
         """Return everything for the page; `now` is time.monotonic()."""
@@ -278,7 +275,7 @@ class GpuMonitor:
                 paired.append(record)
                 self._wish("lost")
         for record, device in pairs:
-            if self._xids_on and record.xids is None and getattr(device, "reports_xid", True):
+            if self._xids_on and record.xids is None and device.reports_xid:
                 record.xids = XidCounts(record.text.labels)
         self._records = sorted(paired, key=lambda record: record.snapshot.index)
         return pairs
@@ -320,7 +317,7 @@ class GpuMonitor:
                 self._start_worker(record, record.waiting)
 
     def _follow_events(self, ended: Event) -> None:
-        said = False
+        said = LogOnce()
         while not ended.is_set():
             started = monotonic()
             events: Sequence[XidEvent] = ()
@@ -329,9 +326,8 @@ class GpuMonitor:
             except GpuError as error:
                 self._wish(error.reason)
             except Exception:
-                if not said:
+                if said.is_news("events"):
                     _log.exception("waiting for XID events failed")
-                said = True
             self._count_events(events)
             if not events:  # a source without events answers at once
                 ended.wait(max(0.0, _EVENT_SECONDS - (monotonic() - started)))

@@ -75,12 +75,13 @@ class XidEvent(NamedTuple):
 
 
 class GpuDevice(Protocol):
-    """One GPU of a source. A device that cannot report XID events says so with an attribute `reports_xid = False`."""
+    """One GPU of a source; `reports_xid` tells whether it can report XID events."""
 
     index: int
     uuid: str
     name: str
     pci_bus_id: str
+    reports_xid: bool
 
     def read(self, slow: bool) -> Sequence[Sample]:
         """Return the samples of the fast families, and with `slow` those of the slow ones, too.
@@ -96,6 +97,10 @@ class GpuDevice(Protocol):
 
 class GpuSource(Protocol):
     """Where GPUs come from: NVML, or a simulation."""
+
+    def switch_off(self, groups: frozenset[str]) -> None:
+        """Make no driver call for these of FAMILY_GROUPS, from the next opening on."""
+        ...
 
     def open(self) -> Sequence[GpuDevice]:
         """Return the GPUs. Raises GpuError; finding none is an error, too."""

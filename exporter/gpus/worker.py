@@ -8,6 +8,7 @@ from threading import Lock, Thread
 from time import monotonic
 from typing import Final
 
+from ...runtime.log_once import LogOnce
 from ..pages.samples import Sample
 from .lines import GpuLines
 from .types import GPU_REASONS, GpuDevice, GpuError, GpuProcess, GpuSnapshot
@@ -36,7 +37,7 @@ class GpuRecord:
         self.waiting: GpuDevice | None = None  # to be read as soon as the old thread came out of the driver
         self.identity: Sequence[Sample] = ()
         self.xids: XidCounts | None = None
-        self.said = ""  # the reason that the log has: one line per change, not per attempt
+        self.said = LogOnce()  # why it cannot be read: one line per change, not per attempt
         # every reason from the start, so that increase() sees the first failure
         self._failures = {reason: 0 for reason in GPU_REASONS if reason != "starting"}
         self.failure_lines = self._render_failures()
@@ -119,7 +120,7 @@ class GpuWorker:
             try:
                 self._cycle(self.cycle_started)
                 self._failed = 0
-                self._record.said = ""
+                self._record.said.forget("reason")
             except GpuError as error:
                 self._fail(error.reason)
             except Exception:
@@ -204,8 +205,7 @@ class GpuWorker:
         self._slow_due = self._processes_due = 0.0
         if self._retired:
             return
-        if self._record.said != reason:
-            self._record.said = reason
+        if self._record.said.is_news("reason", reason):
             _log.warning("GPU %d (%s) cannot be read: %s", self._device.index, self._device.uuid, reason)
         self._record.count_failure(reason)
         self._record.down(reason)

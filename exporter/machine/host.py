@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Final, Literal, NamedTuple
 
 import psutil
 
-from ..http.exchange import exchange
+from ...runtime.background import Background
+from ...runtime.exchange import exchange
+from ...runtime.log_once import LogOnce
 from ..pages.samples import Sample, label_pairs
 
 log = logging.getLogger("vllm_vitals")
@@ -176,27 +177,23 @@ class Host:
         self._roots = _Roots(procfs, sysfs)
         self._node_exporter = node_exporter
         self._interval = interval
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = Background("host", self.collect, interval)
         self._checked_at = -float("inf")
         self._is_told_elsewhere = False
-        self._failed: set[str] = set()
+        self._said = LogOnce()
         self._samples: list[Sample] = [_up("off")] if mode == "off" else []
         self._read_at: float | None = None
 
     def start(self) -> None:
         """Start the thread; nothing to do when off."""
-        if self._mode != "off" and self._thread is None:
+        if self._mode != "off":
             if self._roots.procfs != "/proc":
                 psutil.PROCFS_PATH = self._roots.procfs
-            self._thread = threading.Thread(target=self._run, name="host", daemon=True)
-            self._thread.start()
+            self._background.start()
 
     def stop(self) -> None:
         """Stop the thread, waiting two seconds at most (a file system may hang)."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(2.0)
+        self._background.stop()
 
     def samples(self) -> list[Sample]:
         """Return what the last reading found; empty before the first, failed when a reading hangs."""
@@ -219,16 +216,10 @@ class Host:
             try:
                 found += read(self._roots)
             except Exception as error:
-                if read.__name__ not in self._failed:
-                    self._failed.add(read.__name__)
+                if self._said.is_news(read.__name__):
                     log.warning("host metrics: %s failed: %r", read.__name__.strip("_"), error)
         self._samples = [_up("" if found else "failed"), *found]
         self._read_at = time.monotonic()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self.collect()
-            self._stopping.wait(self._interval)
 
 
 def _up(reason: str) -> Sample:

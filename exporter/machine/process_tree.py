@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 from .cgroups import membership
 
 PROC: Final = Path("/proc")
-ROLES: Final = ("api_server", "engine_core", "worker", "other")
 
 # Titles that the engines give to their processes: PREFIX::NAME, the prefix from VLLM_PROCESS_NAME_PREFIX (vLLM: 0.32.0
 # seen live; SGLang: from its source, where schedulers are the processes that hold the GPU).

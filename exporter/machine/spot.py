@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, Protocol
 
-from ..http.exchange import Answer, exchange
+from ...runtime.background import Background
+from ...runtime.exchange import Answer, exchange
+from ...runtime.log_once import LogOnce
 from ..pages.samples import Sample, label_pairs
 
 log = logging.getLogger("vllm_vitals")
@@ -193,22 +194,18 @@ class SpotWatcher:
         if cloud in _CLOUDS:
             self._service = _CLOUDS[cloud](self._endpoint)
         self._rounds = 0
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = Background("spot", self.poll, interval, on_error=self._failed)
         self._samples: list[Sample] = []
-        self._is_told: set[str] = set()
+        self._said = LogOnce()
 
     def start(self) -> None:
         """Start the thread; nothing to do when off."""
-        if self._cloud != "off" and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="spot", daemon=True)
-            self._thread.start()
+        if self._cloud != "off":
+            self._background.start()
 
     def stop(self) -> None:
         """Stop the thread, waiting two seconds at most."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(2.0)
+        self._background.stop()
 
     def samples(self) -> list[Sample]:
         """Return whether the service answers, and the notice if any; empty when off or before the first round."""
@@ -247,18 +244,11 @@ class SpotWatcher:
                 return True
         return False
 
-    def _run(self) -> None:
-        pause = 0.0
-        while not self._stopping.wait(pause):
-            try:
-                pause = self.poll()
-            except Exception as error:
-                self._say("poll", f"spot: {error!r}")
-                pause = self._interval
+    def _failed(self, error: Exception) -> None:
+        self._say("poll", f"spot: {error!r}")
 
     def _say(self, key: str, message: str) -> None:
-        if key not in self._is_told:
-            self._is_told.add(key)
+        if self._said.is_news(key):
             log.warning(message)
 
 

@@ -1,7 +1,7 @@
 """Our own samples as plain data, and their text in the Prometheus exposition format 0.0.4."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from ...vocabulary.ours import OURS
@@ -21,6 +21,12 @@ class Sample(NamedTuple):
     family: str
     labels: str
     value: float
+
+
+class Rendered(NamedTuple):
+    """Samples that somebody rendered already, since most of their text never changes; lines by family."""
+
+    families: Sequence[Mapping[str, bytes]]
 
 
 def label_pairs(**labels: str) -> str:

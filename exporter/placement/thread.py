@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ...runtime.background import Background
+from ...runtime.log_once import LogOnce
 from ...settings.installation import install_command
 from ..machine.process_tree import PROC, own_container, read_tree, start_time
 from ..pages.samples import Sample, label_pairs
@@ -60,9 +61,8 @@ class Placement:
         self._pause = pause
         self._backstop = backstop
         self._inputs: tuple[tuple[EngineFacts, ...], tuple[GpuFacts, ...]] = ((), ())
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = Background("placement", self._round, pause, on_error=self._walk_failed, at_once=False)
+        self._tried_at = -float("inf")
         self._placed: tuple[Placed, ...] = ()
         self._roles: Mapping[str, Mapping[int, str]] = {}
         self._starts: Mapping[int, int] = {}
@@ -73,26 +73,21 @@ class Placement:
         self._duration = 0.0
         self._walks = 0
         self._failures = Counter({"config": 0, "process": 0, "pod-resources": 0})
-        self._said: set[str] = set()
+        self._said = LogOnce()
 
     def start(self) -> None:
         """Start the thread; it is a daemon, since a name server or kubelet may hold it for seconds."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="placement", daemon=True)
-            self._thread.start()
+        self._background.start()
 
     def stop(self) -> None:
         """Stop the thread, waiting two seconds at most."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(2.0)
+        self._background.stop()
 
     def update(self, engines: Sequence[EngineFacts], gpus: Sequence[GpuFacts]) -> None:
         """Take the newest facts; cheap, the walk happens elsewhere."""
         self._inputs = (tuple(engines), tuple(gpus))
         if _key(*self._inputs) != self._walked_key:
-            self._wake.set()
+            self._background.wake()
 
     def placed(self) -> tuple[Placed, ...]:
         """Return the last result with today's memory; rows of engines that are no longer known are left out."""
@@ -120,17 +115,19 @@ class Placement:
         rows += [Sample("vllm_vitals_placement_failures_total", label_pairs(source=name), n) for name, n in failures]
         return rows
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.wait(self._pause)
-            self._wake.clear()
+    def _round(self) -> float | None:
+        rest = self._pause - (time.monotonic() - self._tried_at)
+        if rest > 0:  # woken too early
+            return rest
+        if self._is_due():
             try:
-                if self._stopping.is_set() or not self._is_due():
-                    continue
                 self.walk()
-            except Exception:
-                self._fail("walk", "placement walk failed")
-            self._stopping.wait(self._pause)
+            finally:
+                self._tried_at = time.monotonic()
+        return None
+
+    def _walk_failed(self, _: Exception) -> None:
+        self._fail("walk", "placement walk failed")
 
     def _is_due(self) -> bool:
         engines, gpus = self._inputs
@@ -202,8 +199,7 @@ class Placement:
 
     def _fail(self, source: str, message: str, *, trace: bool = True) -> None:
         self._failures[source] += 1
-        if message not in self._said and len(self._said) < 100:
-            self._said.add(message)
+        if self._said.is_news(message):
             log.warning(message, exc_info=trace)
 
 

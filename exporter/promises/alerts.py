@@ -2,14 +2,16 @@
 
 import json
 import logging
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from ..http.exchange import exchange
+from ...runtime.background import Background
+from ...runtime.exchange import exchange
+from ...runtime.log_once import LogOnce
+from ..pages.samples import Sample
 
 log = logging.getLogger("vllm_vitals")
 
@@ -85,33 +87,26 @@ class AlertWatch:
         self._asked = [
             (name, url.rstrip("/")) for name, url in (("Prometheus", prometheus), ("Alertmanager", alertmanager)) if url
         ]
-        self._interval = interval
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = Background("alerts", self._look, interval)
         # Written by the thread only.
         self.latest = Alerts(tuple(Source(name, url, "not asked yet") for name, url in self._asked))
-        self._told: dict[str, str] = {}
+        self._said = LogOnce()
 
     def start(self) -> None:
         """Start the thread; nothing to do where nobody is asked."""
-        if self._asked and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
-            self._thread.start()
+        if self._asked:
+            self._background.start()
 
     def stop(self) -> None:
         """Stop the thread, waiting for one request at most."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(_DEADLINE_SECONDS)
+        self._background.stop(_DEADLINE_SECONDS)
 
-    def _run(self) -> None:
-        while True:
-            try:
-                self.latest = self._ask()
-            except Exception:  # whatever comes back must not end the rounds
-                log.exception("alerts")
-            if self._stopping.wait(self._interval):
-                return
+    def samples(self) -> list[Sample]:
+        """Return none: alerts are for the live page; Prometheus has them already."""
+        return []
+
+    def _look(self) -> None:
+        self.latest = self._ask()
 
     def _ask(self) -> Alerts:
         sources: list[Source] = []
@@ -122,9 +117,8 @@ class AlertWatch:
                 found[name] = _read_prometheus(url) if name == "Prometheus" else _read_alertmanager(url)
             except (OSError, ValueError, UnreadableError) as problem:
                 error = _words(problem)
-            if error != self._told.get(name, ""):
+            if self._said.is_news(name, error) if error else self._said.forget(name):
                 log.warning("alerts of %s at %s: %s", name, url, error or "answers again")
-                self._told[name] = error
             sources.append(Source(name, url, error))
         rows = joined(found.get("Prometheus", ()), found.get("Alertmanager", ()))
         return Alerts(tuple(sources), tuple(rows[:_MOST_ALERTS]), len(rows))

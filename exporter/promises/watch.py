@@ -38,11 +38,16 @@ class PromiseWatch:
             for promised in promises.rows
         ]
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the time for another look has come."""
+        return time.monotonic() >= self._due
+
     async def look(self, engines: Sequence[Engine], timeout: float) -> None:
         """Count what the engines told last and judge, if the time has come; `timeout` is for the plugins' pages."""
-        now = time.monotonic()
-        if now < self._due:
+        if not self.is_due:
             return
+        now = time.monotonic()
         self._due = now + self._interval - 0.1  # rounds come a little early or late
         requests: Sequence[RequestPage | None] = [None] * len(engines)
         if self._record.wants_requests:

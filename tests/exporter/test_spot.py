@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-from vllm_vitals.exporter.http.exchange import exchange
 from vllm_vitals.exporter.machine.spot import SpotWatcher
+from vllm_vitals.runtime.exchange import exchange
 
 
 class Cloud:

@@ -55,7 +55,7 @@ def test_each_of_two_engines_finds_its_own_gpus_with_memory_and_power(ask, run_e
 
 def test_without_a_url_nothing_is_asked(ask):
     facts = ask(None)
-    assert facts._thread is None
+    assert facts._background._thread is None
     assert facts.current(8000) == ()
 
 
@@ -134,7 +134,7 @@ def test_an_answer_older_than_half_a_minute_is_none(ask):
         facts = ask(server.url)
         wait_for(lambda: facts.current(server.port), "the first answer")
         facts.close()
-        facts._thread.join(5)
+        facts._background.stop(5)
     _, engines = facts._answer
     facts._answer = (time.monotonic() - 29, engines)
     assert facts.current(server.port)

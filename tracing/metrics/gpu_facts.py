@@ -1,16 +1,17 @@
 """The GPUs that this engine runs on, as the exporter last told: asked by a thread of its own, never by a request."""
 
 import contextlib
-import http.client
 import json
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from ...runtime.background import Background
+from ...runtime.exchange import exchange
+from ...runtime.log_once import LogOnce
 from ...settings.tracing import GpuFactSettings
 from ..counters import Counters
 from ..request.records import Gpu
@@ -22,7 +23,6 @@ GPU_FACTS_FAILURES: Final = "gpu_facts_failures"  # the exporter did not answer,
 _DEADLINE_SECONDS: Final = 2.0
 _STALE_SECONDS: Final = 30.0
 _LIMIT_BYTES: Final = 4 * 1024 * 1024
-_READ_BYTES: Final = 64 * 1024
 
 
 class Placed(NamedTuple):
@@ -48,20 +48,18 @@ class GpuFacts:
     def __init__(self, settings: GpuFactSettings, counters: Counters) -> None:
         self._settings = settings
         self._counters = counters
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = Background("vllm-vitals-gpu-facts", self._ask, settings.interval, on_error=self._fail)
         self._answer: tuple[float, tuple[Placed, ...]] = (0.0, ())
-        self._failed = False
+        self._said = LogOnce()
 
     def start(self) -> None:
         """Begin to ask."""
-        if self._settings.exporter_url is not None and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="vllm-vitals-gpu-facts", daemon=True)
-            self._thread.start()
+        if self._settings.exporter_url is not None:
+            self._background.start()
 
     def close(self) -> None:
         """Stop asking; does not wait."""
-        self._stop.set()
+        self._background.stop(patience=0)
 
     def current(self, port: int | None) -> tuple[Gpu, ...]:
         """Return this engine's GPUs, none when not known or told more than 30 s ago.
@@ -75,21 +73,19 @@ class GpuFacts:
         found = [engine for engine in engines if port is None or engine.port == port]
         return found[0].gpus if len(found) == 1 else ()
 
-    def _run(self) -> None:
+    def _ask(self) -> None:
         address = self._settings.exporter_url or ""
-        while not self._stop.is_set():
-            started = time.monotonic()
-            try:
-                url = urlsplit(address if "://" in address else f"http://{address}")
-                engines = told(json.loads(_fetch(url)), exporter_is_here=is_this_machine(url.hostname or ""))
-                self._answer = (started, engines)
-                self._failed = False
-            except Exception as error:  # this thread must go on, whatever answers there
-                self._counters.add(GPU_FACTS_FAILURES)
-                if not self._failed:
-                    log.warning("the exporter at %s does not tell this engine's GPUs: %r", address, error)
-                self._failed = True
-            self._stop.wait(max(0.1, self._settings.interval - (time.monotonic() - started)))
+        started = time.monotonic()
+        url = urlsplit(address if "://" in address else f"http://{address}")
+        engines = told(json.loads(_fetch(url)), exporter_is_here=is_this_machine(url.hostname or ""))
+        self._answer = (started, engines)
+        self._said.forget(self._settings.exporter_url)
+
+    def _fail(self, error: Exception) -> None:
+        self._counters.add(GPU_FACTS_FAILURES)
+        address = self._settings.exporter_url
+        if self._said.is_news(address):
+            log.warning("the exporter at %s does not tell this engine's GPUs: %r", address, error)
 
 
 def told(
@@ -142,25 +138,12 @@ def _gpu(uuid: str, row: Mapping[str, Any]) -> Gpu:
 
 def _fetch(url: SplitResult) -> bytes:
     """Return the exporter's answer; raises within the deadline, however slowly bytes drip."""
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = kind(url.hostname or "", url.port, timeout=_DEADLINE_SECONDS)
-    watch = threading.Timer(_DEADLINE_SECONDS, _hang_up, (connection,))
-    watch.daemon = True
-    watch.start()
-    try:
-        connection.request(
-            "GET", f"{url.path.rstrip('/')}/api/vitals?history=off", headers={"User-Agent": "vllm-vitals"}
-        )
-        answer = connection.getresponse()
-        body = answer.read(_LIMIT_BYTES + 1)
-        if answer.status != http.client.OK or len(body) > _LIMIT_BYTES:
-            raise OSError(f"HTTP {answer.status} with {len(body)} bytes")
-        return body
-    finally:
-        watch.cancel()
-        connection.close()
-
-
-def _hang_up(connection: http.client.HTTPConnection) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        connection.sock.shutdown(socket.SHUT_RDWR)
+    answer = exchange(
+        f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}/api/vitals?history=off",
+        headers={"User-Agent": "vllm-vitals"},
+        deadline=_DEADLINE_SECONDS,
+        limit=_LIMIT_BYTES + 1,
+    )
+    if answer.status != 200 or len(answer.body) > _LIMIT_BYTES:
+        raise OSError(f"HTTP {answer.status} with {len(answer.body)} bytes")
+    return answer.body

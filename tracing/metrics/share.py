@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from ...runtime.log_once import LogOnce
 from ...vocabulary.exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
 from .openmetrics import render
 from .self_metrics import SelfMetrics
@@ -57,7 +58,7 @@ class MetricsPage:
         self._lock = threading.Lock()  # an older snapshot must not replace a newer one
         self._written = b""
         self._due = 0.0
-        self._failed = False
+        self._said = LogOnce()
         self._minute_line = ""
         if self._folder is None:
             own_work.register()
@@ -115,12 +116,11 @@ class MetricsPage:
                 stream.write(text)
             temporary.rename(folder / f"{self._file}{_SUFFIX}")
         except OSError as error:
-            if not self._failed:
+            if self._said.is_news(folder):
                 log.warning("request metrics cannot be shared between API servers: %s", error)
-            self._failed = True
         else:
             self._written = text
-            self._failed = False
+            self._said.forget(folder)
 
     def _others(self) -> Iterator[Values]:
         """Yield the values of each other process of this server; what is not readable is passed by."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from ...runtime.log_once import LogOnce
 from ...settings.tracing import TracingSettings
 from ..audit.hashing import Hasher
 from ..audit.log import AuditSink
@@ -108,7 +109,7 @@ class Reporter:
         if settings.audit.file is not None:
             self._sinks.append(AuditSink(settings.audit, counters))
         self._sinks += more
-        self._failed: set[str] = set()
+        self._said = LogOnce()
 
     def start(self) -> None:
         """Begin to ask for the engine's GPUs, where that is wanted."""
@@ -161,6 +162,5 @@ class Reporter:
 
     def _sink_failed(self, name: str, error: Exception) -> None:
         self._counters.add(SINK_FAILURES, detail=name)
-        if name not in self._failed:
-            self._failed.add(name)
+        if self._said.is_news(name):
             _log.warning("%s failed, counted from now on: %r", name, error)

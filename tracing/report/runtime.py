@@ -12,6 +12,7 @@ from collections.abc import Callable
 from time import time as _now
 from typing import Any, Final, cast
 
+from ...runtime.log_once import LogOnce
 from ..counters import HOOK_FAILURES, REQUESTS_DROPPED, SINK_FAILURES, Counters
 from ..metrics.share import MetricsPage
 from ..request.in_flight import Exchange, Receive, Send, Timeline
@@ -107,7 +108,7 @@ class Runtime:
         self.queue: deque[Exchange | Timeline] = deque(maxlen=queue_size)
         self.queue_size = queue_size
         self._waiting: list[Exchange] = []
-        self._failed: set[str] = set()
+        self._said = LogOnce()
         self._stop = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="vllm-vitals", daemon=True)
@@ -221,8 +222,7 @@ class Runtime:
     def hook_failed(self, hook: str, error: Exception) -> None:
         """Count a failure of ours inside vLLM; log the first of each hook."""
         self._counters.add(HOOK_FAILURES, detail=hook)
-        if hook not in self._failed:
-            self._failed.add(hook)
+        if self._said.is_news(hook):
             _log.warning("%s: a hook failed and is passed by from now on where it does: %r", hook, error)
 
     def close(self) -> None:
@@ -310,8 +310,7 @@ class Runtime:
             work()
         except Exception as error:
             self._counters.add(SINK_FAILURES, detail="drain")
-            if "drain" not in self._failed:
-                self._failed.add("drain")
+            if self._said.is_news("drain"):
                 _log.warning("a report failed, counted from now on: %r", error)
 
 

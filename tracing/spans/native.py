@@ -7,6 +7,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from ..request.durations import from_span
 from ..request.in_flight import Facts, Timeline
 from ..request.records import NativeSpan
+from .llm_request import common_attributes
 
 SPAN_NAME: Final = "llm_request"
 SCOPES: Final = frozenset({"vllm.tracing.otel", "vllm.llm_engine"})  # since 0.16, and before
@@ -90,22 +91,22 @@ class NativeSpans(SpanProcessor):  # type: ignore[misc]  # no type information u
 def _enrichment(timeline: Timeline, model: str) -> dict[str, Any]:
     facts = Facts._make(timeline.facts)
     stats = timeline.stats
-    attributes: dict[str, Any] = {
-        "gen_ai.provider.name": "vllm",
-        "gen_ai.request.model": facts.lora or model,
-        "gen_ai.response.model": facts.lora or model,
-        "gen_ai.response.id": facts.response_id or facts.engine_id,
-        "gen_ai.response.finish_reasons": (str(timeline.finish_reason),),
-        "gen_ai.usage.input_tokens": facts.input_tokens,
-        "gen_ai.usage.output_tokens": stats.num_generation_tokens if stats is not None else 0,
-        "gen_ai.usage.cache_read.input_tokens": facts.cached_tokens,
-        "vllm.num_preemptions": timeline.preemptions,
-        "vllm.sequence.index": facts.position,
-    }
-    asked = {"max_tokens": facts.max_tokens, "temperature": facts.temperature, "top_p": facts.top_p}
-    attributes |= {f"gen_ai.request.{name}": value for name, value in asked.items() if value is not None}
-    if facts.n not in {None, 1}:
-        attributes["gen_ai.request.choice.count"] = facts.n
-    if timeline.session_id:
-        attributes["gen_ai.conversation.id"] = timeline.session_id
-    return attributes
+    served = facts.lora or model
+    return dict(
+        common_attributes(
+            request_model=served,
+            response_model=served,
+            response_id=facts.response_id or facts.engine_id,
+            input_tokens=facts.input_tokens,
+            output_tokens=stats.num_generation_tokens if stats is not None else 0,
+            cached_tokens=facts.cached_tokens,
+            preemptions=timeline.preemptions,
+            finish_reason=str(timeline.finish_reason),
+            session_id=timeline.session_id,
+            max_tokens=facts.max_tokens,
+            temperature=facts.temperature,
+            top_p=facts.top_p,
+            choices=facts.n,
+            index=facts.position,
+        )
+    )

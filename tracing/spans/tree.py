@@ -33,6 +33,7 @@ from ..request.phases import (
 from ..request.phases import preempted_seconds as seconds_preempted
 from ..request.records import Http, Request
 from ..request.records import Sequence as EngineSequence
+from .llm_request import common_attributes
 
 INTERNAL: Final = 1
 SERVER: Final = 2
@@ -175,37 +176,34 @@ def span_count(request: Request) -> int:
 def _sequence_attributes(
     request: Request, sequence: EngineSequence, found: tuple[Phase, ...], *, legacy: bool
 ) -> list[Attribute]:
-    """Return what an `llm_request` of ours says; native._enrichment does so on vLLM's own."""
+    """Return what an `llm_request` of ours says: what vLLM's own says, too, once enriched, and what we alone know."""
     http = request.http
     model = sequence.model[:_ID_CHARACTERS]
     response_id = sequence.response_id[:_ID_CHARACTERS]
+    is_one_of_several = len(request.sequences) > 1 or (sequence.n or 1) > 1
     result: list[Attribute] = [
-        ("gen_ai.provider.name", "vllm"),
-        ("gen_ai.request.model", request.model[:_ID_CHARACTERS] or model),
-        ("gen_ai.response.model", model),
-        ("gen_ai.response.id", response_id),
+        *common_attributes(
+            request_model=request.model[:_ID_CHARACTERS] or model,
+            response_model=model,
+            response_id=response_id,
+            input_tokens=sequence.input_tokens,
+            output_tokens=sequence.output_tokens,
+            cached_tokens=sequence.cached_tokens,
+            preemptions=len(sequence.preemptions),
+            finish_reason=sequence.finish_reason,
+            session_id=request.session_id and request.session_id[:_ID_CHARACTERS],
+            max_tokens=sequence.max_tokens,
+            temperature=sequence.temperature,
+            top_p=sequence.top_p,
+            choices=sequence.n,
+            index=sequence.index if is_one_of_several else None,
+        ),
         ("gen_ai.request.id", response_id),
-        ("gen_ai.usage.input_tokens", sequence.input_tokens),
-        ("gen_ai.usage.output_tokens", sequence.output_tokens),
-        ("gen_ai.usage.cache_read.input_tokens", sequence.cached_tokens),
         ("gen_ai.latency.e2e", end_of(sequence) - sequence.arrival),
-        ("vllm.num_preemptions", len(sequence.preemptions)),
     ]
     add = result.append
     if request.operation:
         add(("gen_ai.operation.name", request.operation))
-    if sequence.finish_reason:
-        add(("gen_ai.response.finish_reasons", (sequence.finish_reason,)))
-    if request.session_id:
-        add(("gen_ai.conversation.id", request.session_id[:_ID_CHARACTERS]))
-    if sequence.max_tokens is not None:
-        add(("gen_ai.request.max_tokens", sequence.max_tokens))
-    if sequence.temperature is not None:
-        add(("gen_ai.request.temperature", float(sequence.temperature)))
-    if sequence.top_p is not None:
-        add(("gen_ai.request.top_p", float(sequence.top_p)))
-    if sequence.n is not None and sequence.n != 1:
-        add(("gen_ai.request.choice.count", sequence.n))
     stream = request.stream or (http is not None and http.streamed)
     if stream or request.stream is not None:
         add(("gen_ai.request.stream", stream))
@@ -228,8 +226,6 @@ def _sequence_attributes(
         )
     if sequence.preemptions:
         add(("vllm.preempted_seconds", seconds_preempted(sequence)))
-    if len(request.sequences) > 1 or (sequence.n or 1) > 1:
-        add(("vllm.sequence.index", sequence.index))
     if sequence.engine_index is not None:
         add(("vllm.engine_index", sequence.engine_index))
     if sequence.lora:

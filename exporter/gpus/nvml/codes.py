@@ -8,7 +8,6 @@ NOT_SUPPORTED: Final = 3
 NO_PERMISSION: Final = 4
 NOT_FOUND: Final = 6
 INSUFFICIENT_SIZE: Final = 7
-TIMEOUT: Final = 10
 FUNCTION_NOT_FOUND: Final = 13  # our own answer for a symbol that the library lacks
 ARGUMENT_VERSION_MISMATCH: Final = 25
 DEPRECATED: Final = 26

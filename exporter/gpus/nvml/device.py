@@ -8,6 +8,7 @@ from functools import partial
 from time import monotonic
 from typing import Final
 
+from ....runtime.log_once import LogOnce
 from ...pages.samples import Sample, label_pairs
 from ..types import GpuError, GpuProcess
 from . import codes
@@ -74,7 +75,7 @@ class NvmlDevice:
         identity: what was asked while NVML was opened.
         busy: the sum that goes on when NVML is opened again.
         off: names of family groups that are switched off.
-        said: names of calls that were reported as forbidden, shared by all GPUs: one line each.
+        said: which calls were reported as forbidden, shared by all GPUs: one line each.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class NvmlDevice:
         identity: Identity,
         busy: BusyTime,
         off: frozenset[str],
-        said: set[str],
+        said: LogOnce,
     ) -> None:
         self.index = identity.index
         self.uuid = identity.uuid
@@ -196,8 +197,7 @@ class NvmlDevice:
         self._failures[code] = self._failures.get(code, 0) + 1
 
     def _say_forbidden(self, name: str, code: int) -> None:
-        if code == codes.NO_PERMISSION and name not in self._said:
-            self._said.add(name)
+        if code == codes.NO_PERMISSION and self._said.is_news(name):
             _log.warning("NVML does not permit this exporter to read: %s", name)
 
     def _unsupported(self) -> int:

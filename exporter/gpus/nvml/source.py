@@ -8,6 +8,7 @@ from threading import Lock, Thread
 from types import ModuleType
 from typing import Any
 
+from ....runtime.log_once import LogOnce
 from ...pages.samples import Sample
 from ..types import GpuDevice, GpuError, GpuProcess, XidEvent
 from . import codes
@@ -71,7 +72,7 @@ class NvmlSource:
     def __init__(self) -> None:
         self._off: frozenset[str] = frozenset()
         self._busy: dict[str, BusyTime] = {}
-        self._said: set[str] = set()
+        self._said = LogOnce()
         self._versions: dict[str, str] = {}
         self._devices: list[NvmlDevice] = []
         self._identifying: dict[int, Thread] = {}
