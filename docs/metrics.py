@@ -4,10 +4,21 @@ python docs/metrics.py [--check]      --check: exit code 1 when the file is not 
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vllm_vitals.vocabulary.ours import HTTP_HANDLERS, NVIDIA_GPU, RENAMES, REQUESTS, TRACING, VITALS, Metric
+from vllm_vitals.vocabulary.reasons import DRIVER, FETCH, GPU, HOST, REFUSAL, THROTTLE, Reason
 
+REASONS: tuple[tuple[tuple[str, ...], Mapping[Any, Reason[Any]]], ...] = (
+    (("vllm_vitals_server_up", "vllm_vitals_server_request_page_failures_total"), FETCH),
+    (("vllm_vitals_nvml_up",), {code: row for code, row in DRIVER.items() if code != "off"}),
+    (("nvidia_gpu_up", "nvidia_gpu_collect_failures_total"), GPU),
+    (("nvidia_gpu_throttle_active", "nvidia_gpu_throttle_seconds_total"), THROTTLE),
+    (("vllm_vitals_host_up",), HOST),
+    (("vllm_vitals_http_rejected_total",), REFUSAL),
+)
 PAGE = Path(__file__).with_suffix(".md")
 
 
@@ -17,13 +28,23 @@ def rows(metrics: tuple[Metric, ...]) -> list[str]:
     return lines + [f"| `{m.name}` | {m.kind} | {', '.join(m.labels)} | {m.help} |" for m in metrics]
 
 
+def reasons(metrics: tuple[str, ...], codes: Mapping[Any, Reason[Any]]) -> list[str]:
+    """Return a Markdown table with the metrics that it belongs to."""
+    lines = [f"{', '.join(f'`{name}`' for name in metrics)}:", "", "| reason | what is the case | what to do |"]
+    lines.append("| --- | --- | --- |")
+    return lines + [
+        f"| `{row.code}` | {row.meaning} | {row.advice.format(url='http://HOST:PORT/metrics', address='HOST:PORT')} |"
+        for row in codes.values()
+    ]
+
+
 def text() -> str:
     """Return the page."""
     handlers = ", ".join(f"`{path}`" for path, _ in HTTP_HANDLERS)
     parts = [
         "# Metrics",
         "",
-        "Written by `docs/metrics.py` from `vocabulary/ours.py`. What a GPU, driver or engine lacks is absent.",
+        "Written by `docs/metrics.py` from `vocabulary/`. What a GPU, driver or engine lacks is absent.",
         "",
         "## GPUs",
         "",
@@ -33,6 +54,11 @@ def text() -> str:
         "",
         *rows(VITALS),
         "",
+        "## Reasons",
+        "",
+        "What a label `reason` says and what to do about it. `/health`, `/api/vitals` and `doctor` use the same codes.",
+        "",
+        *(line for metrics, codes in REASONS for line in (*reasons(metrics, codes), "")),
         "## Requests, from the vLLM plugin",
         "",
         'On `/metrics/requests` of vLLM and, with `server="NAME"` added, of the exporter: OpenMetrics with exemplars',

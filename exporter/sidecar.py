@@ -6,9 +6,10 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ..settings.config import EngineSettings, Settings
+from ..vocabulary.reasons import GpusCode, RefusalCode
 from .engines.discovery import Finder, ServerList
 from .engines.engine import Engine, Fetched
 from .engines.history import WINDOW_SECONDS, Track
@@ -83,7 +84,7 @@ class Sidecar:
         self._first_discovery = asyncio.Event()
         self._first_discovery.set()
         self.ready = asyncio.Event()
-        self.rejected: Callable[[], Counter[str]] = Counter
+        self.rejected: Callable[[], Counter[RefusalCode]] = Counter
         self.web_reload_failures: Callable[[], int] = lambda: 0
 
     @property
@@ -260,7 +261,7 @@ class Sidecar:
         """Return the GPUs as last read."""
         return self._gpus.snapshots() if self._gpus is not None else ()
 
-    def gpu_reason(self) -> str:
+    def gpu_reason(self) -> GpusCode | Literal[""]:
         """Return why no GPU is read, empty when they are."""
         return self._gpus.reason() if self._gpus is not None else "off"
 

@@ -8,6 +8,7 @@ from threading import Lock, Thread
 from time import monotonic
 from typing import Final
 
+from ...vocabulary.reasons import GpuCode, gpu_code
 from ..pages.samples import Sample
 from .lines import GpuLines
 from .types import GPU_REASONS, GpuDevice, GpuError, GpuProcess, GpuSnapshot
@@ -41,7 +42,7 @@ class GpuRecord:
         self._failures = {reason: 0 for reason in GPU_REASONS if reason != "starting"}
         self.failure_lines = self._render_failures()
 
-    def count_failure(self, reason: str) -> None:
+    def count_failure(self, reason: GpuCode) -> None:
         """Count one failed cycle, or one hang."""
         if reason in self._failures:
             self._failures[reason] += 1
@@ -55,7 +56,7 @@ class GpuRecord:
         if self.xids is not None:
             self.xids.move(self.text.labels)
 
-    def down(self, reason: str) -> None:
+    def down(self, reason: GpuCode) -> None:
         """Take the values off the page."""
         self.snapshot = replace(self.snapshot, up=False, reason=reason, samples=(), values={})
 
@@ -121,7 +122,7 @@ class GpuWorker:
                 self._failed = 0
                 self._record.said = ""
             except GpuError as error:
-                self._fail(error.reason)
+                self._fail(gpu_code(error.reason))
             except Exception:
                 if not self._failed:
                     _log.exception("GPU %d: collecting failed", self._device.index)
@@ -199,7 +200,7 @@ class GpuWorker:
         else:
             self._process_samples = [Sample(_PROCESSES, "", len(self._processes))]
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: GpuCode) -> None:
         self._failed += 1
         self._slow_due = self._processes_due = 0.0
         if self._retired:

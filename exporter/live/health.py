@@ -1,10 +1,11 @@
 """Verdicts on GPUs and engines: values in, a status and reasons in words out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from ...settings.config import HealthSettings
+from ...vocabulary.reasons import FETCH
 from ...vocabulary.xids import XIDS
 from ..engines.engine import Engine, Fetched
 from ..gpus.types import GpuSnapshot
@@ -24,18 +25,6 @@ RECOVERY_ACTIONS: Final = (
     "bus reset",
     "system reboot",
 )
-
-_UP_REASONS: Final[Mapping[str, str]] = {
-    "refused": "nobody listens at its address",
-    "timeout": "its page did not come within the deadline",
-    "dns": "its name does not resolve",
-    "tls": "its certificate is not accepted",
-    "unauthorized": "it refuses our credentials",
-    "truncated": "its page broke off",
-    "too_large": "its page is larger than allowed",
-    "not_metrics": "its answer is not a metrics page",
-    "pending": "it was not looked at yet",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +72,9 @@ def gpu_verdict(gpu: GpuSnapshot, limits: HealthSettings, now: float) -> Verdict
 def engine_verdict(engine: Engine, fetched: Fetched, limits: HealthSettings) -> Verdict:
     """Return the verdict on a server: unreachable, dead behind its page, or without progress."""
     if fetched.page is None:
-        words = _UP_REASONS.get(fetched.reason, fetched.detail or fetched.reason)
-        return Verdict("critical", (f"down ({fetched.reason}): {words}",))
+        why = FETCH[fetched.reason or "internal"]
+        detail = f": {fetched.detail}" if why.open and fetched.detail else ""
+        return Verdict("critical", (f"down ({why.code}): {why.meaning}{detail}",))
     if engine.healthy is False:
         return Verdict("critical", ("its page answers, but its own /health says that the engine is dead",))
     if is_stalled(engine, limits):

@@ -3,11 +3,12 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ... import __version__
 from ...settings.config import HealthSettings
 from ...settings.invocation import as_called
+from ...vocabulary.reasons import GpusCode
 from ...vocabulary.xids import XIDS
 from ..engines.engine import Engine
 from ..engines.history import ReadingRing, Track
@@ -25,6 +26,7 @@ from .wording import (
     gpu_models,
     gpu_notes,
     index_ranges,
+    messages,
     promise_place,
     throttles,
     verdict,
@@ -32,30 +34,6 @@ from .wording import (
 
 _LABEL_VALUE: Final = re.compile(r'="([^"]*)"')
 _QUANTILES: Final = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-
-_NO_GPU: Final[Mapping[str, str]] = {
-    "no_library": "No GPU is read: libnvidia-ml.so.1 is not here. Install the NVIDIA driver, or in a container ask "
-    "for the 'utility' capability.",
-    "no_driver": "No GPU is read: the NVIDIA driver is not loaded (nvidia-smi says the same).",
-    "no_gpus": "No GPU is read: the driver is loaded but shows none to this process.",
-    "no_permission": "No GPU is read: /dev/nvidiactl refuses this process; it needs write access even to read.",
-    "version_mismatch": "No GPU is read: driver and library differ in version, as after an upgrade without reboot.",
-    "starting": "GPUs are being opened; without persistence mode the driver takes seconds.",
-    "off": "GPUs are switched off in the settings (gpus.enabled).",
-}
-
-
-def messages(gpu_reason: str, engines: Sequence[Engine]) -> list[str]:
-    """Return in words what is missing."""
-    words = []
-    if gpu_reason:
-        words.append(_NO_GPU.get(gpu_reason, f"No GPU is read: {gpu_reason}."))
-    if not engines:
-        words.append(
-            "No engine is known. Start vLLM, then name it: vllm-vitals up --engine http://127.0.0.1:8000, or try "
-            "vllm-vitals up --demo."
-        )
-    return [as_called(sentence) for sentence in words]
 
 
 def vitals(
@@ -66,7 +44,7 @@ def vitals(
     placed: Sequence[Placed],
     limits: HealthSettings,
     *,
-    gpu_reason: str,
+    gpu_reason: GpusCode | Literal[""],
     interval: float,
     promises: Sequence[Mapping[str, Any]] = (),
     sla: str = "",
@@ -87,7 +65,7 @@ def vitals(
         "version": __version__,
         "interval_seconds": interval,
         "scene": scene,
-        "messages": messages(gpu_reason, engines),
+        "messages": [as_called(sentence) for sentence in messages(gpu_reason, engines=len(engines))],
         "verdict": verdict(engine_rows, gpu_rows, promises, told),
         "sla": sla,
         "promises": [{**row, "place": promise_place(row)} for row in promises],

@@ -4,8 +4,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
+from ...vocabulary.reasons import DRIVER, GPU, THROTTLE, GpusCode, Throttle, ThrottleCode, gpu_code, sentence
 from .health import XID_WINDOW_SECONDS, Verdict
 
 Level = Literal["note", "ok", "wait", "warning", "critical"]  # wait: not known yet; note: worth a word, no alarm
@@ -18,37 +19,35 @@ _QUEUE_SECONDS: Final = 20.0  # requests wait at every burst; a queue that stays
 
 NO_ALERTS: Final[Row] = {"sources": (), "rows": (), "total": 0}
 
-# Reasons that keep the clocks down without anybody being to blame for it are no news.
-_QUIET_THROTTLES: Final = frozenset(("idle", "gpu_idle", "low_utilization", "application_clocks", "display_clocks"))
-_THROTTLES: Final[Mapping[str, tuple[Level, str]]] = {
-    "sw_power_cap": ("note", "at its power limit"),
-    "board_limit": ("note", "at the limit of its board"),
-    "reliability": ("note", "at its voltage limit"),
-    "sync_boost": ("note", "clocks follow its sync boost group"),
-    "power_smoothing": ("note", "power is being smoothed"),
-    "sw_thermal": ("warning", "slowed down: too hot"),
-    "hw_thermal": ("warning", "slowed down by its hardware: too hot"),
-    "hw_slowdown": ("warning", "slowed down by its hardware"),
-    "hw_power_brake": ("warning", "slowed down: power brake from outside"),
-}
 _QUEUED: Final = "requests keep waiting"
 _PREEMPTED: Final = "the KV cache overflows: requests are preempted and computed again"
-_UNREADABLE: Final[Mapping[str, str]] = {
-    "starting": "being opened",
-    "lost": "lost, it fell off the bus",
-    "hang": "the driver does not answer",
-    "reset_required": "it needs a reset",
-    "no_permission": "no permission",
-    "no_driver": "the driver is gone",
-    "driver_reload": "the driver was reloaded",
-    "version_mismatch": "driver and library differ in version",
-    "failed": "the driver reports an error",
-}
+
+_NOT_FAILING: Final = frozenset(("starting", "off"))  # GPUs that are not read although nothing is wrong
+
+
+def messages(gpu_reason: GpusCode | Literal[""], *, engines: int) -> list[str]:
+    """Return in sentences what is missing, and what to do about it."""
+    words = []
+    if gpu_reason:
+        why = DRIVER[gpu_reason]
+        begin = "GPUs are" if gpu_reason in _NOT_FAILING else "No GPU is read:"
+        words.append(" ".join([f"{begin} {why.meaning}.", *([sentence(why.advice)] if why.advice else ())]))
+    if not engines:
+        words.append(
+            "No engine is known. Start vLLM, then name it: vllm-vitals up --engine http://127.0.0.1:8000, or try "
+            "vllm-vitals up --demo."
+        )
+    return words
 
 
 def throttles(reasons: Iterable[str]) -> list[str]:
-    """Return the reasons worth telling."""
-    return [reason for reason in reasons if reason not in _QUIET_THROTTLES]
+    """Return the reasons worth telling: not those that keep the clocks down without anybody being to blame for it."""
+    return [reason for reason in reasons if _throttle(reason).weight != "quiet"]
+
+
+def _throttle(code: str) -> Throttle[str]:
+    """Return a row of the table, and for a code that is in no table one that says no more than the code."""
+    return THROTTLE.get(cast("ThrottleCode", code)) or Throttle(code, code)
 
 
 def engine_state(*, up: bool, reason: str, judged: Verdict) -> tuple[Level, str]:
@@ -104,12 +103,13 @@ def gpu_notes(gpu: Row, now: float) -> list[dict[str, Any]]:
 
     if not gpu["up"]:
         reason = gpu["reason"]
-        note("wait" if reason == "starting" else "critical", f"not readable: {_UNREADABLE.get(reason, reason)}")
+        note("wait" if reason == "starting" else "critical", f"not readable: {GPU[gpu_code(reason)].meaning}")
     for words in gpu["reasons"]:
         if not words.startswith(("XID", "not readable")):  # said with more detail above and below
             note(gpu["status"], re.sub(r" C\b", " °C", words))
     for reason in gpu["throttle"]:
-        note(*_THROTTLES.get(reason, ("note", reason)))
+        why = _throttle(reason)
+        note("warning" if why.weight == "warning" else "note", why.meaning)
     for event in sorted(gpu["xid"], key=lambda event: -event["last_timestamp_seconds"]):
         at = event["last_timestamp_seconds"]
         level: Level = "note" if now - at >= XID_WINDOW_SECONDS else "critical" if event["critical"] else "warning"

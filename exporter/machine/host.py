@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 import psutil
 
+from ...vocabulary.reasons import HostCode
 from ..http.exchange import exchange
 from ..pages.samples import Sample, label_pairs
 
@@ -231,5 +232,5 @@ class Host:
             self._stopping.wait(self._interval)
 
 
-def _up(reason: str) -> Sample:
+def _up(reason: HostCode | Literal[""]) -> Sample:
     return Sample("vllm_vitals_host_up", label_pairs(reason=reason), 0 if reason else 1)

@@ -229,7 +229,11 @@ def test_old_readings_say_how_old_they_are():
 
 
 def test_clocks_that_nobody_holds_down_are_no_news():
-    assert throttles(["idle", "sw_power_cap", "application_clocks", "hw_thermal"]) == ["sw_power_cap", "hw_thermal"]
+    assert throttles(["display_clocks", "sw_power_cap", "application_clocks", "hw_thermal", "new"]) == [
+        "sw_power_cap",
+        "hw_thermal",
+        "new",
+    ]
 
 
 def test_totals_say_when_a_part_is_missing():
