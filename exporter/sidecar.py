@@ -17,6 +17,7 @@ from .gpus.monitor import GpuMonitor
 from .gpus.types import GpuSnapshot, GpuSource
 from .live.health import Verdict, engine_verdict, gpu_verdict, is_stalled
 from .live.page import EnergyWindow, vitals
+from .live.rows import Vitals
 from .machine.engine_processes import EngineProcesses
 from .machine.host import Host
 from .machine.self_metrics import self_samples
@@ -274,7 +275,7 @@ class Sidecar:
         """Return the verdict on every server, from the last observation."""
         return [(engine, engine_verdict(engine, engine.latest, self.settings.health)) for engine in self.engines]
 
-    def vitals(self) -> dict[str, Any]:
+    def vitals(self) -> Vitals:
         """Return the answer of /api/vitals."""
         return vitals(
             self.engines,

@@ -1,4 +1,4 @@
-"""Verdicts on GPUs and engines: values in, a status and reasons in words out."""
+"""Verdicts on GPUs and engines: values in, what is wrong out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from ..gpus.types import GpuSnapshot
 from ..gpus.xids import LAST as XID_LAST
 
 Status = Literal["ok", "warning", "critical"]
+_ORDER: Final[tuple[Status, ...]] = ("ok", "warning", "critical")
 
 XID_WINDOW_SECONDS: Final = 900.0  # a critical XID weighs this long when nothing else says that the GPU is ill
 
@@ -27,12 +28,45 @@ RECOVERY_ACTIONS: Final = (
 )
 
 
+SymptomCode = Literal[
+    "unreadable", "memory", "temperature", "recovery", "xid", "row_remap_failure", "row_remap_pending",  # of a GPU
+    "down", "dead", "stalled",  # of a server
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """One thing that is wrong.
+
+    Attributes:
+        text: in words, as /health tells it.
+        value, limit: what was read, and what is allowed, where there is such a number; of an XID its code.
+        detail: of a server that is down, why, without the code.
+    """
+
+    code: SymptomCode
+    level: Literal["warning", "critical"]
+    text: str
+    value: float | None = None
+    limit: float | None = None
+    detail: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A status with its reasons; no reasons when ok."""
+    """What is wrong, the critical first; nothing when ok."""
 
-    status: Status
-    reasons: tuple[str, ...] = ()
+    symptoms: tuple[Symptom, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        """The worst of it."""
+        return max((symptom.level for symptom in self.symptoms), key=_ORDER.index, default="ok")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """All of it in words."""
+        return tuple(symptom.text for symptom in self.symptoms)
 
     @property
     def ok(self) -> bool:
@@ -42,46 +76,50 @@ class Verdict:
 
 def gpu_verdict(gpu: GpuSnapshot, limits: HealthSettings, now: float) -> Verdict:
     """Return the verdict on a GPU; `now` is Unix time, since XID events carry it."""
-    critical: list[str] = []
-    warning: list[str] = []
+    found: list[Symptom] = []
     value = gpu.values
     if not gpu.up:
-        critical.append(f"not readable: {gpu.reason}")
+        found.append(Symptom("unreadable", "critical", f"not readable: {gpu.reason}"))
     used, total = value.get(("nvidia_gpu_memory_used_bytes", "")), value.get(("nvidia_gpu_memory_total_bytes", ""))
-    if used is not None and total and used / total > limits.gpu_memory_ratio:
-        critical.append(f"memory {used / total:.1%} used, limit {limits.gpu_memory_ratio:.0%}")
+    most = limits.gpu_memory_ratio
+    if used is not None and total and used / total > most:
+        text = f"memory {used / total:.1%} used, limit {most:.0%}"
+        found.append(Symptom("memory", "critical", text, used / total, most))
     temperature = value.get(("nvidia_gpu_temperature_celsius", 'sensor="gpu"'))
-    if temperature is not None and temperature > limits.gpu_temperature_celsius:
-        critical.append(f"temperature {temperature:.0f} C, limit {limits.gpu_temperature_celsius:.0f} C")
+    hottest = limits.gpu_temperature_celsius
+    if temperature is not None and temperature > hottest:
+        text = f"temperature {temperature:.0f} C, limit {hottest:.0f} C"
+        found.append(Symptom("temperature", "critical", text, temperature, hottest))
     action = value.get(("nvidia_gpu_recovery_action", ""))
     if action:
         name = RECOVERY_ACTIONS[int(action)] if action < len(RECOVERY_ACTIONS) else "unknown"
-        critical.append(f"the driver asks for: {name}")
+        found.append(Symptom("recovery", "critical", f"the driver asks for: {name}", action))
     for code, at in sorted(last_xids(gpu).items()):
         known = XIDS.get(code)
         if now - at < XID_WINDOW_SECONDS:
             text = f"XID {code}" + (f": {known.meaning}" if known else "")
-            (critical if known and known.critical else warning).append(text)
+            found.append(Symptom("xid", "critical" if known and known.critical else "warning", text, code))
     if value.get(("nvidia_gpu_row_remap_failure", "")):
-        critical.append("row remapping failed")
+        found.append(Symptom("row_remap_failure", "critical", "row remapping failed"))
     if value.get(("nvidia_gpu_row_remap_pending", "")):
-        warning.append("row remapping waits for a GPU reset")
-    return _verdict(critical, warning)
+        found.append(Symptom("row_remap_pending", "warning", "row remapping waits for a GPU reset"))
+    return Verdict(tuple(sorted(found, key=lambda symptom: symptom.level)))  # stable, and critical comes first
 
 
 def engine_verdict(engine: Engine, fetched: Fetched, limits: HealthSettings) -> Verdict:
     """Return the verdict on a server: unreachable, dead behind its page, or without progress."""
     if fetched.page is None:
         why = FETCH[fetched.reason or "internal"]
-        detail = f": {fetched.detail}" if why.open and fetched.detail else ""
-        return Verdict("critical", (f"down ({why.code}): {why.meaning}{detail}",))
+        detail = why.meaning + (f": {fetched.detail}" if why.open and fetched.detail else "")
+        return Verdict((Symptom("down", "critical", f"down ({why.code}): {detail}", detail=detail),))
     if engine.healthy is False:
-        return Verdict("critical", ("its page answers, but its own /health says that the engine is dead",))
+        text = "its page answers, but its own /health says that the engine is dead"
+        return Verdict((Symptom("dead", "critical", text),))
     if is_stalled(engine, limits):
-        return Verdict(
-            "critical", (f"no progress for {engine.ring.stalled_seconds():.0f} s although requests are there",)
-        )
-    return Verdict("ok")
+        seconds = engine.ring.stalled_seconds()
+        text = f"no progress for {seconds:.0f} s although requests are there"
+        return Verdict((Symptom("stalled", "critical", text, seconds, limits.engine_stall),))
+    return Verdict()
 
 
 def is_stalled(engine: Engine, limits: HealthSettings) -> bool:
@@ -97,10 +135,4 @@ def last_xids(gpu: GpuSnapshot) -> dict[int, float]:
 
 def worst(verdicts: Iterable[Verdict]) -> Status:
     """Return the worst status, ok for none."""
-    order: tuple[Status, ...] = ("ok", "warning", "critical")
-    return max((verdict.status for verdict in verdicts), key=order.index, default="ok")
-
-
-def _verdict(critical: list[str], warning: list[str]) -> Verdict:
-    status: Status = "critical" if critical else "warning" if warning else "ok"
-    return Verdict(status, (*critical, *warning))
+    return max((verdict.status for verdict in verdicts), key=_ORDER.index, default="ok")

@@ -3,7 +3,8 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from dataclasses import replace
+from typing import Final, Literal
 
 from ... import __version__
 from ...settings.config import HealthSettings
@@ -17,6 +18,7 @@ from ..gpus.xids import TOTAL as XID_TOTAL
 from ..placement.rules import Placed
 from ..promises.alerts import Alerts, alert_rows
 from .health import Verdict, engine_verdict, gpu_verdict, last_xids
+from .rows import EngineRow, GpuRow, PlacedGpu, Told, Vitals, XidRow
 from .wording import (
     alert_level,
     engine_notes,
@@ -46,11 +48,11 @@ def vitals(
     *,
     gpu_reason: GpusCode | Literal[""],
     interval: float,
-    promises: Sequence[Mapping[str, Any]] = (),
+    promises: Sequence[Told] = (),
     sla: str = "",
     alerts: Alerts,
     scene: str = "",
-) -> dict[str, Any]:
+) -> Vitals:
     """Return the whole answer of /api/vitals; None stands for what is not known."""
     now = time.time()
     servers_of = {gpu.uuid: sorted({row.server for row in placed if row.uuid == gpu.uuid}) for gpu in gpus}
@@ -60,20 +62,20 @@ def vitals(
         for gpu in gpus
     ]
     told = alert_rows(alerts)
-    return {
-        "time": round(now, 3),
-        "version": __version__,
-        "interval_seconds": interval,
-        "scene": scene,
-        "messages": [as_called(sentence) for sentence in messages(gpu_reason, engines=len(engines))],
-        "verdict": verdict(engine_rows, gpu_rows, promises, told),
-        "sla": sla,
-        "promises": [{**row, "place": promise_place(row)} for row in promises],
-        "alerts": {**told, "rows": [{**row, "level": alert_level(row)} for row in told["rows"]]},
-        "gpu_models": gpu_models(gpu.name for gpu in gpus),
-        "engines": engine_rows,
-        "gpus": gpu_rows,
-    }
+    return Vitals(
+        time=round(now, 3),
+        version=__version__,
+        interval_seconds=interval,
+        scene=scene,
+        messages=[as_called(sentence) for sentence in messages(gpu_reason, engines=len(engines))],
+        verdict=verdict(engine_rows, gpu_rows, promises, told),
+        sla=sla,
+        promises=[{**row, "place": promise_place(row)} for row in promises],
+        alerts={**told, "rows": [{**row, "level": alert_level(row)} for row in told["rows"]]},
+        gpu_models=gpu_models(gpu.name for gpu in gpus),
+        engines=engine_rows,
+        gpus=gpu_rows,
+    )
 
 
 class EnergyWindow:
@@ -118,7 +120,7 @@ def _engine(
     servers_of: Mapping[str, Sequence[str]],
     limits: HealthSettings,
     interval: float,
-) -> dict[str, Any]:
+) -> EngineRow:
     ring = engine.ring
     last = ring.last
     known = ring.known
@@ -132,44 +134,43 @@ def _engine(
     hits = ring.increase(lambda reading: reading.prefix_hits)
     judged = engine_verdict(engine, engine.latest, limits)
     level, state = engine_state(up=engine.latest.page is not None, reason=engine.latest.reason, judged=judged)
-    gpus = {row.uuid: {"gpu": row.gpu, "uuid": row.uuid, "source": row.source} for row in rows if row.uuid}
-    row: dict[str, Any] = {
-        "server": engine.server,
-        "url": engine.settings.url,
-        "origin": engine.origin,
-        "kind": known.kind if known else "unknown",
-        "up": engine.latest.page is not None,
-        "reason": engine.latest.reason,
-        "status": judged.status,
-        "reasons": judged.reasons,
-        "level": level,
-        "state": state,
-        "models": sorted({model for _, model in pairs if model}),
-        "engines": sorted({index for index, _ in pairs}),
-        "restarts": ring.restarts,
-        "past": engine_past(len({index for index, _ in pairs}), ring.restarts),
-        "running": last.running if last else None,
-        "waiting": last.waiting if last else None,
-        "kv_cache_ratio": last.kv_cache_ratio if last else None,
-        "prefix_hit_ratio": hits[0] / queries[0] if queries and hits and queries[0] > 0 else None,
-        "preemptions_per_second": ring.rate(lambda reading: reading.preemptions),
-        "finished_per_second": ring.rate(lambda reading: reading.finished),
-        "prompt_tokens_per_second": ring.rate(lambda reading: reading.prompt_tokens),
-        "generation_tokens_per_second": ring.rate(lambda reading: reading.generation_tokens),
-        "ttft_seconds": {name: ring.quantile(q, lambda reading: reading.ttft) for name, q in _QUANTILES},
-        "tpot_seconds": {name: ring.quantile(q, lambda reading: reading.tpot) for name, q in _QUANTILES},
-        "gpus": list(gpus.values()),
-        "gpu_indices": index_ranges(int(one["gpu"]) for one in gpus.values() if one["gpu"].isdigit()),
-        "gpu_source": rows[0].source if rows else "unknown",
-        "joules_per_output_token": joules_per_output_token(ring, watts),
-        "history": {name: track.points() for name, track in engine.tracks.items()},
-    }
-    return {**row, "notes": engine_notes(row, interval)}
+    gpus = list({row.uuid: PlacedGpu(row.gpu, row.uuid, row.source) for row in rows if row.uuid}.values())
+    row = EngineRow(
+        server=engine.server,
+        url=engine.settings.url,
+        origin=engine.origin,
+        kind=known.kind if known else "unknown",
+        up=engine.latest.page is not None,
+        reason=engine.latest.reason,
+        status=judged.status,
+        reasons=judged.reasons,
+        symptoms=judged.symptoms,
+        level=level,
+        state=state,
+        models=sorted({model for _, model in pairs if model}),
+        engines=sorted({index for index, _ in pairs}),
+        restarts=ring.restarts,
+        past=engine_past(len({index for index, _ in pairs}), ring.restarts),
+        running=last.running if last else None,
+        waiting=last.waiting if last else None,
+        kv_cache_ratio=last.kv_cache_ratio if last else None,
+        prefix_hit_ratio=hits[0] / queries[0] if queries and hits and queries[0] > 0 else None,
+        preemptions_per_second=ring.rate(lambda reading: reading.preemptions),
+        finished_per_second=ring.rate(lambda reading: reading.finished),
+        prompt_tokens_per_second=ring.rate(lambda reading: reading.prompt_tokens),
+        generation_tokens_per_second=ring.rate(lambda reading: reading.generation_tokens),
+        ttft_seconds={name: ring.quantile(q, lambda reading: reading.ttft) for name, q in _QUANTILES},
+        tpot_seconds={name: ring.quantile(q, lambda reading: reading.tpot) for name, q in _QUANTILES},
+        gpus=gpus,
+        gpu_indices=index_ranges(int(one.gpu) for one in gpus if one.gpu.isdigit()),
+        gpu_source=rows[0].source if rows else "unknown",
+        joules_per_output_token=joules_per_output_token(ring, watts),
+        history={name: track.points() for name, track in engine.tracks.items()},
+    )
+    return replace(row, notes=engine_notes(row, interval))
 
 
-def _gpu(
-    gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], judged: Verdict, now: float
-) -> dict[str, Any]:
+def _gpu(gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], judged: Verdict, now: float) -> GpuRow:
     def value(family: str, labels: str = "") -> float | None:
         return gpu.values.get((family, labels)) if gpu.up else None
 
@@ -180,37 +181,38 @@ def _gpu(
     ]
     at = last_xids(gpu)
     power = value("nvidia_gpu_power_watts", 'kind="average"')
-    row: dict[str, Any] = {
-        "gpu": str(gpu.index),
-        "uuid": gpu.uuid,
-        "name": gpu.name,
-        "up": gpu.up,
-        "reason": gpu.reason,
-        "status": judged.status,
-        "reasons": judged.reasons,
-        "servers": servers,
-        "age_seconds": round(time.monotonic() - gpu.taken_at, 1) if gpu.taken_at else None,
-        "utilization_ratio": value("nvidia_gpu_utilization_ratio"),
-        "memory_used_bytes": value("nvidia_gpu_memory_used_bytes"),
-        "memory_total_bytes": value("nvidia_gpu_memory_total_bytes"),
-        "power_watts": power if power is not None else value("nvidia_gpu_power_watts", 'kind="instant"'),
-        "power_limit_watts": value("nvidia_gpu_power_limit_watts", 'kind="enforced"'),
-        "temperature_celsius": value("nvidia_gpu_temperature_celsius", 'sensor="gpu"'),
-        "memory_temperature_celsius": value("nvidia_gpu_temperature_celsius", 'sensor="memory"'),
-        "sm_active_ratio": value("nvidia_gpu_sm_active_ratio"),
-        "dram_active_ratio": value("nvidia_gpu_dram_active_ratio"),
-        "throttle": throttles(held),
-        "xid": [
-            {
-                "xid": code,
-                "count": gpu.values.get((XID_TOTAL, f'xid="{code}"')),
-                "last_timestamp_seconds": at[code],
-                "meaning": XIDS[code].meaning if code in XIDS else "",
-                "critical": code in XIDS and XIDS[code].critical,
-            }
+    row = GpuRow(
+        gpu=str(gpu.index),
+        uuid=gpu.uuid,
+        name=gpu.name,
+        up=gpu.up,
+        reason=gpu.reason,
+        status=judged.status,
+        reasons=judged.reasons,
+        symptoms=judged.symptoms,
+        servers=servers,
+        age_seconds=round(time.monotonic() - gpu.taken_at, 1) if gpu.taken_at else None,
+        utilization_ratio=value("nvidia_gpu_utilization_ratio"),
+        memory_used_bytes=value("nvidia_gpu_memory_used_bytes"),
+        memory_total_bytes=value("nvidia_gpu_memory_total_bytes"),
+        power_watts=power if power is not None else value("nvidia_gpu_power_watts", 'kind="instant"'),
+        power_limit_watts=value("nvidia_gpu_power_limit_watts", 'kind="enforced"'),
+        temperature_celsius=value("nvidia_gpu_temperature_celsius", 'sensor="gpu"'),
+        memory_temperature_celsius=value("nvidia_gpu_temperature_celsius", 'sensor="memory"'),
+        sm_active_ratio=value("nvidia_gpu_sm_active_ratio"),
+        dram_active_ratio=value("nvidia_gpu_dram_active_ratio"),
+        throttle=throttles(held),
+        xid=[
+            XidRow(
+                xid=code,
+                count=gpu.values.get((XID_TOTAL, f'xid="{code}"')),
+                last_timestamp_seconds=at[code],
+                meaning=XIDS[code].meaning if code in XIDS else "",
+                critical=code in XIDS and XIDS[code].critical,
+            )
             for code in sorted(at)
         ],
-        "history": {name: track.points() for name, track in tracks.items()},
-    }
+        history={name: track.points() for name, track in tracks.items()},
+    )
     notes = gpu_notes(row, now)
-    return {**row, "level": gpu_level(notes), "notes": notes}
+    return replace(row, level=gpu_level(notes), notes=notes)

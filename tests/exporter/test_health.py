@@ -9,6 +9,7 @@ from vllm_vitals.exporter.gpus.types import GpuSnapshot
 from vllm_vitals.exporter.live.health import (
     RECOVERY_ACTIONS,
     XID_WINDOW_SECONDS,
+    Symptom,
     Verdict,
     engine_verdict,
     gpu_verdict,
@@ -73,7 +74,7 @@ def test_the_verdict_on_a_gpu(values, status, words):
 
 def test_a_gpu_that_is_not_read_is_critical():
     verdict = gpu_verdict(gpu(up=False, reason="lost"), LIMITS, NOW)
-    assert verdict == Verdict("critical", ("not readable: lost",))
+    assert (verdict.status, verdict.reasons) == ("critical", ("not readable: lost",))
 
 
 def test_the_limits_are_those_of_the_settings():
@@ -98,7 +99,8 @@ def test_every_recovery_action_has_a_name():
 
 
 def test_the_worst_status_wins():
-    ok, warning, critical = Verdict("ok"), Verdict("warning", ("w",)), Verdict("critical", ("c",))
+    ok = Verdict()
+    warning, critical = (Verdict((Symptom("memory", level, "w"),)) for level in ("warning", "critical"))
     assert worst([]) == "ok"
     assert worst([ok, warning]) == "warning"
     assert worst([critical, ok, warning]) == "critical"
@@ -123,7 +125,7 @@ def reading(at: float, **values) -> Reading:
 
 
 def test_an_engine_whose_page_came_is_ok(engine):
-    assert engine_verdict(engine, fetched(), LIMITS) == Verdict("ok")
+    assert engine_verdict(engine, fetched(), LIMITS) == Verdict()
 
 
 @pytest.mark.parametrize("reason", ["refused", "timeout", "protocol", "pending"])
@@ -165,4 +167,4 @@ def test_a_health_route_that_hangs_says_nothing():
             looked_at.close()
             return looked_at.healthy, engine_verdict(looked_at, looked_at.latest, LIMITS)
 
-        assert asyncio.run(look()) == (None, Verdict("ok"))
+        assert asyncio.run(look()) == (None, Verdict())

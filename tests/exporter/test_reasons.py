@@ -2,6 +2,7 @@
 
 import ast
 import typing
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from vllm_vitals.exporter.engines.engine import Engine, Fetched
 from vllm_vitals.exporter.gpus.nvml.fields import FIELDS
 from vllm_vitals.exporter.gpus.types import GPU_REASONS, SOURCE_REASONS, GpuError
 from vllm_vitals.exporter.live.health import engine_verdict
+from vllm_vitals.exporter.live.rows import GpuRow
 from vllm_vitals.exporter.live.wording import gpu_notes, messages
 from vllm_vitals.settings.config import EngineSettings, HealthSettings
 from vllm_vitals.vocabulary import reasons
@@ -121,17 +123,10 @@ def test_the_page_explains_why_no_gpu_is_read_and_what_to_do(code):
 
 @pytest.mark.parametrize("code", sorted(GPU_REASONS))
 def test_the_page_explains_why_a_gpu_is_not_readable(code):
-    row = {
-        "up": False,
-        "reason": code,
-        "reasons": (),
-        "status": "critical",
-        "throttle": (),
-        "xid": (),
-        "age_seconds": 1,
-    }
-    (note,) = gpu_notes(row, 0.0)
-    assert note["words"] == f"not readable: {GPU[code].meaning}"
+    row = dict.fromkeys(field.name for field in fields(GpuRow))
+    made = GpuRow(**row | {"up": False, "reason": code, "symptoms": (), "throttle": (), "xid": ()})
+    (note,) = gpu_notes(made, 0.0)
+    assert note.words == f"not readable: {GPU[code].meaning}"
 
 
 @pytest.mark.parametrize("code", sorted({*SOURCE_REASONS, "unsupported", "something new"}))
