@@ -11,6 +11,7 @@ from ...vocabulary.reasons import DriverCode, GpuCode, driver_code, gpu_code
 from ...vocabulary.xids import meaning
 from ..pages.samples import Sample, label_pairs, render
 from .groups import FAMILY_GROUPS, FamilyGroup, families_of
+from .reading import NOTHING, reading_of
 from .types import GPU_REASONS, SOURCE_REASONS, GpuDevice, GpuError, GpuProcess, GpuSnapshot, GpuSource, XidEvent
 from .worker import GpuRecord, GpuWorker
 from .xids import XidCounts
@@ -104,7 +105,7 @@ class GpuMonitor:
     def snapshots(self) -> tuple[GpuSnapshot, ...]:
         """Return every GPU that was ever seen, in index order."""
         now = monotonic()
-        return tuple(self._with_values(record, self._view(record, now)) for record in self._records)
+        return tuple(self._with_reading(record, self._view(record, now)) for record in self._records)
 
     def reason(self) -> DriverCode | Literal[""]:
         """Return why the driver is not open (one of SOURCE_REASONS); empty when it is."""
@@ -158,7 +159,7 @@ class GpuMonitor:
             reason = self._gpu_reason()
         else:
             return snapshot
-        return replace(snapshot, up=False, reason=reason, samples=(), values={})
+        return replace(snapshot, up=False, reason=reason, samples=(), reading=NOTHING)
 
     def _hangs(self, record: GpuRecord, now: float) -> bool:
         started = record.worker.cycle_started if record.worker else None
@@ -168,11 +169,9 @@ class GpuMonitor:
         return gpu_code(self.reason())
 
     @staticmethod
-    def _with_values(record: GpuRecord, snapshot: GpuSnapshot) -> GpuSnapshot:
-        values = {(family, labels): value for family, labels, value in snapshot.samples}
-        if record.xids is not None:
-            values |= record.xids.values
-        return replace(snapshot, values=values)
+    def _with_reading(record: GpuRecord, snapshot: GpuSnapshot) -> GpuSnapshot:
+        xids = record.xids.counts if record.xids is not None else ()
+        return replace(snapshot, reading=reading_of(snapshot.samples, xids))
 
     # --- The supervisor ----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 from ...vocabulary.reasons import DRIVER, GPU, DriverCode, GpuCode
 from ..pages.samples import Sample
+from .reading import GpuReading
 
 GPU_REASONS: Final = tuple(GPU)
 SOURCE_REASONS: Final = tuple(code for code in DRIVER if code != "off")
@@ -41,7 +42,7 @@ class GpuSnapshot:
         taken_at: time.monotonic() of the last good cycle; 0.0 means never.
         reason: one of GPU_REASONS when not up, else empty.
         samples: what the cycle read, labels without gpu and uuid; empty when not up.
-        values: value by (family, own labels), filled by GpuMonitor.snapshots; when not up only XID counters are left.
+        reading: the same as values, filled by GpuMonitor.snapshots; when not up only the XID counts are left.
         processes: kept while the GPU is down, because its engines still belong to it.
     """
 
@@ -53,7 +54,7 @@ class GpuSnapshot:
     up: bool
     reason: GpuCode | Literal[""]
     samples: Sequence[Sample]
-    values: Mapping[tuple[str, str], float]
+    reading: GpuReading
     processes: tuple[GpuProcess, ...]
     mig_uuids: tuple[str, ...]
 

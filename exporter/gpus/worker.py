@@ -11,6 +11,7 @@ from typing import Final
 from ...vocabulary.reasons import GpuCode, gpu_code
 from ..pages.samples import Sample
 from .lines import GpuLines
+from .reading import NOTHING
 from .types import GPU_REASONS, GpuDevice, GpuError, GpuProcess, GpuSnapshot
 from .xids import XidCounts
 
@@ -31,7 +32,7 @@ class GpuRecord:
     def __init__(self, device: GpuDevice) -> None:
         self.text = GpuLines(device.index, device.uuid)
         self.snapshot = GpuSnapshot(
-            device.index, device.uuid, device.name, device.pci_bus_id, 0.0, False, "starting", (), {}, (), ()
+            device.index, device.uuid, device.name, device.pci_bus_id, 0.0, False, "starting", (), NOTHING, (), ()
         )
         self.worker: GpuWorker | None = None
         self.waiting: GpuDevice | None = None  # to be read as soon as the old thread came out of the driver
@@ -58,7 +59,7 @@ class GpuRecord:
 
     def down(self, reason: GpuCode) -> None:
         """Take the values off the page."""
-        self.snapshot = replace(self.snapshot, up=False, reason=reason, samples=(), values={})
+        self.snapshot = replace(self.snapshot, up=False, reason=reason, samples=(), reading=NOTHING)
 
     def _render_failures(self) -> dict[str, bytes]:
         return self.text.render([Sample(_FAILURES, f'reason="{name}"', n) for name, n in self._failures.items()])
@@ -157,7 +158,7 @@ class GpuWorker:
         if self._retired:
             return
         old = self._record.snapshot
-        # Not rendered here: a page is asked for every 15 s, a cycle comes every second.
+        # Neither rendered nor read out here: a page is asked for every 15 s, a cycle comes every second.
         self._record.snapshot = GpuSnapshot(
             old.index,
             old.uuid,
@@ -167,7 +168,7 @@ class GpuWorker:
             True,
             "",
             merged,
-            {},
+            NOTHING,
             self._processes,
             self._mig_uuids,
         )

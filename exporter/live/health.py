@@ -9,7 +9,6 @@ from ...vocabulary.reasons import FETCH
 from ...vocabulary.xids import XIDS
 from ..engines.engine import Engine, Fetched
 from ..gpus.types import GpuSnapshot
-from ..gpus.xids import LAST as XID_LAST
 
 Status = Literal["ok", "warning", "critical"]
 _ORDER: Final[tuple[Status, ...]] = ("ok", "warning", "critical")
@@ -77,31 +76,28 @@ class Verdict:
 def gpu_verdict(gpu: GpuSnapshot, limits: HealthSettings, now: float) -> Verdict:
     """Return the verdict on a GPU; `now` is Unix time, since XID events carry it."""
     found: list[Symptom] = []
-    value = gpu.values
+    reading = gpu.reading
     if not gpu.up:
         found.append(Symptom("unreadable", "critical", f"not readable: {gpu.reason}"))
-    used, total = value.get(("nvidia_gpu_memory_used_bytes", "")), value.get(("nvidia_gpu_memory_total_bytes", ""))
-    most = limits.gpu_memory_ratio
-    if used is not None and total and used / total > most:
-        text = f"memory {used / total:.1%} used, limit {most:.0%}"
-        found.append(Symptom("memory", "critical", text, used / total, most))
-    temperature = value.get(("nvidia_gpu_temperature_celsius", 'sensor="gpu"'))
-    hottest = limits.gpu_temperature_celsius
+    used, most = reading.memory_ratio, limits.gpu_memory_ratio
+    if used is not None and used > most:
+        found.append(Symptom("memory", "critical", f"memory {used:.1%} used, limit {most:.0%}", used, most))
+    temperature, hottest = reading.temperature_celsius, limits.gpu_temperature_celsius
     if temperature is not None and temperature > hottest:
         text = f"temperature {temperature:.0f} C, limit {hottest:.0f} C"
         found.append(Symptom("temperature", "critical", text, temperature, hottest))
-    action = value.get(("nvidia_gpu_recovery_action", ""))
+    action = reading.recovery_action
     if action:
         name = RECOVERY_ACTIONS[int(action)] if action < len(RECOVERY_ACTIONS) else "unknown"
         found.append(Symptom("recovery", "critical", f"the driver asks for: {name}", action))
-    for code, at in sorted(last_xids(gpu).items()):
+    for code, _, at in sorted(reading.xids):
         known = XIDS.get(code)
-        if now - at < XID_WINDOW_SECONDS:
+        if at is not None and now - at < XID_WINDOW_SECONDS:
             text = f"XID {code}" + (f": {known.meaning}" if known else "")
             found.append(Symptom("xid", "critical" if known and known.critical else "warning", text, code))
-    if value.get(("nvidia_gpu_row_remap_failure", "")):
+    if reading.row_remap_failure:
         found.append(Symptom("row_remap_failure", "critical", "row remapping failed"))
-    if value.get(("nvidia_gpu_row_remap_pending", "")):
+    if reading.row_remap_pending:
         found.append(Symptom("row_remap_pending", "warning", "row remapping waits for a GPU reset"))
     return Verdict(tuple(sorted(found, key=lambda symptom: symptom.level)))  # stable, and critical comes first
 
@@ -125,12 +121,6 @@ def engine_verdict(engine: Engine, fetched: Fetched, limits: HealthSettings) -> 
 def is_stalled(engine: Engine, limits: HealthSettings) -> bool:
     """Tell whether there has been work but no progress for longer than allowed."""
     return engine.ring.stalled_seconds() >= limits.engine_stall
-
-
-def last_xids(gpu: GpuSnapshot) -> dict[int, float]:
-    """Return XID code -> Unix time of its last event on this GPU."""
-    codes = {labels: at for (family, labels), at in gpu.values.items() if family == XID_LAST}
-    return {int(code): at for labels, at in codes.items() if (code := labels.split('"')[1]).isdigit()}
 
 
 def worst(verdicts: Iterable[Verdict]) -> Status:

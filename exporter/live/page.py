@@ -1,6 +1,5 @@
 """The JSON behind the live page: what GPUs and engines do now, and their last ten minutes."""
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +13,9 @@ from ...vocabulary.xids import XIDS
 from ..engines.engine import Engine
 from ..engines.history import ReadingRing, Track
 from ..gpus.types import GpuSnapshot
-from ..gpus.xids import TOTAL as XID_TOTAL
 from ..placement.rules import Placed
 from ..promises.alerts import Alerts, alert_rows
-from .health import Verdict, engine_verdict, gpu_verdict, last_xids
+from .health import Verdict, engine_verdict, gpu_verdict
 from .rows import EngineRow, GpuRow, PlacedGpu, Told, Vitals, XidRow
 from .wording import (
     alert_level,
@@ -34,7 +32,6 @@ from .wording import (
     verdict,
 )
 
-_LABEL_VALUE: Final = re.compile(r'="([^"]*)"')
 _QUANTILES: Final = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 
@@ -171,16 +168,7 @@ def _engine(
 
 
 def _gpu(gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], judged: Verdict, now: float) -> GpuRow:
-    def value(family: str, labels: str = "") -> float | None:
-        return gpu.values.get((family, labels)) if gpu.up else None
-
-    held = [
-        reason[1]
-        for (family, labels), active in gpu.values.items()
-        if family == "nvidia_gpu_throttle_active" and active and (reason := _LABEL_VALUE.search(labels))
-    ]
-    at = last_xids(gpu)
-    power = value("nvidia_gpu_power_watts", 'kind="average"')
+    reading = gpu.reading
     row = GpuRow(
         gpu=str(gpu.index),
         uuid=gpu.uuid,
@@ -192,25 +180,26 @@ def _gpu(gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], 
         symptoms=judged.symptoms,
         servers=servers,
         age_seconds=round(time.monotonic() - gpu.taken_at, 1) if gpu.taken_at else None,
-        utilization_ratio=value("nvidia_gpu_utilization_ratio"),
-        memory_used_bytes=value("nvidia_gpu_memory_used_bytes"),
-        memory_total_bytes=value("nvidia_gpu_memory_total_bytes"),
-        power_watts=power if power is not None else value("nvidia_gpu_power_watts", 'kind="instant"'),
-        power_limit_watts=value("nvidia_gpu_power_limit_watts", 'kind="enforced"'),
-        temperature_celsius=value("nvidia_gpu_temperature_celsius", 'sensor="gpu"'),
-        memory_temperature_celsius=value("nvidia_gpu_temperature_celsius", 'sensor="memory"'),
-        sm_active_ratio=value("nvidia_gpu_sm_active_ratio"),
-        dram_active_ratio=value("nvidia_gpu_dram_active_ratio"),
-        throttle=throttles(held),
+        utilization_ratio=reading.utilization_ratio,
+        memory_used_bytes=reading.memory_used_bytes,
+        memory_total_bytes=reading.memory_total_bytes,
+        power_watts=reading.power_watts,
+        power_limit_watts=reading.power_limit_watts,
+        temperature_celsius=reading.temperature_celsius,
+        memory_temperature_celsius=reading.memory_temperature_celsius,
+        sm_active_ratio=reading.sm_active_ratio,
+        dram_active_ratio=reading.dram_active_ratio,
+        throttle=throttles(reading.throttles),
         xid=[
             XidRow(
                 xid=code,
-                count=gpu.values.get((XID_TOTAL, f'xid="{code}"')),
-                last_timestamp_seconds=at[code],
+                count=count,
+                last_timestamp_seconds=at,
                 meaning=XIDS[code].meaning if code in XIDS else "",
                 critical=code in XIDS and XIDS[code].critical,
             )
-            for code in sorted(at)
+            for code, count, at in sorted(reading.xids)
+            if at is not None
         ],
         history={name: track.points() for name, track in tracks.items()},
     )
