@@ -14,11 +14,12 @@ from ..engines.engine import Engine
 from ..engines.history import ReadingRing, Track
 from ..gpus.types import GpuSnapshot
 from ..placement.rules import Placed
-from ..promises.alerts import Alerts, alert_rows
+from ..promises.alerts import Alerts
+from ..promises.watch import PromiseRow
 from .health import Verdict, engine_verdict, gpu_verdict
-from .rows import EngineRow, GpuRow, PlacedGpu, Told, Vitals, XidRow
+from .rows import EngineRow, GpuRow, PlacedGpu, Vitals, XidRow
 from .wording import (
-    alert_level,
+    alert_rows,
     engine_notes,
     engine_past,
     engine_state,
@@ -45,7 +46,7 @@ def vitals(
     *,
     gpu_reason: GpusCode | Literal[""],
     interval: float,
-    promises: Sequence[Told] = (),
+    promises: Sequence[PromiseRow] = (),
     sla: str = "",
     alerts: Alerts,
     scene: str = "",
@@ -67,8 +68,8 @@ def vitals(
         messages=[as_called(sentence) for sentence in messages(gpu_reason, engines=len(engines))],
         verdict=verdict(engine_rows, gpu_rows, promises, told),
         sla=sla,
-        promises=[{**row, "place": promise_place(row)} for row in promises],
-        alerts={**told, "rows": [{**row, "level": alert_level(row)} for row in told["rows"]]},
+        promises=[replace(row, place=promise_place(row)) for row in promises],
+        alerts=told,
         gpu_models=gpu_models(gpu.name for gpu in gpus),
         engines=engine_rows,
         gpus=gpu_rows,

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from ..promises.alerts import Source
+from ..promises.verdict import Level
+from ..promises.watch import PromiseRow
 from .health import Status, Symptom
 
-Level = Literal["note", "ok", "wait", "warning", "critical"]  # wait: not known yet; note: worth a word, no alarm
 NoteCode = Literal["symptom", "unreadable", "throttle", "xid", "stale", "queue", "preemption"]
 History = Mapping[str, Sequence[float | None]]
-Told = Mapping[str, Any]  # a promise or an alert, as their watches tell it
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,30 @@ class GpuRow:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertRow:
+    """One alert; `since` is Unix time."""
+
+    name: str
+    severity: str
+    state: str
+    since: float | None
+    labels: Mapping[str, str]
+    summary: str
+    description: str
+    runbook_url: str
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRows:
+    """The alerts, what fires first; `total` counts those that are left out, too."""
+
+    sources: Sequence[Source] = ()
+    total: int = 0
+    rows: Sequence[AlertRow] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One line of the list at the top: who it is about, with the server or the GPU to lead to."""
 
@@ -142,8 +167,8 @@ class Vitals:
     messages: Sequence[str]
     verdict: Headline
     sla: str
-    promises: Sequence[Told]
-    alerts: Told
+    promises: Sequence[PromiseRow]
+    alerts: AlertRows
     gpu_models: str
     engines: Sequence[EngineRow]
     gpus: Sequence[GpuRow]

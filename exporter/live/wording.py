@@ -6,15 +6,18 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Literal, cast
 
 from ...vocabulary.reasons import DRIVER, GPU, THROTTLE, GpusCode, Throttle, ThrottleCode, gpu_code, sentence
+from ..promises.alerts import Alerts
+from ..promises.verdict import Level
+from ..promises.watch import PromiseRow
 from .health import XID_WINDOW_SECONDS, Symptom, Verdict
-from .rows import EngineRow, GpuRow, Headline, Level, Note, Problem, Told
+from .rows import AlertRow, AlertRows, EngineRow, GpuRow, Headline, Note, Problem
 
 _ORDER: Final[tuple[Level, ...]] = ("note", "ok", "wait", "warning", "critical")
 _NAMED: Final = 2  # of several in one phrase
 _STALE_SECONDS: Final = 10.0  # readings of a GPU older than this are said to be
 _QUEUE_SECONDS: Final = 20.0  # requests wait at every burst; a queue that stays is worth a word
 
-NO_ALERTS: Final[Told] = {"sources": (), "rows": (), "total": 0}
+NO_ALERTS: Final = AlertRows()
 
 
 _NOT_FAILING: Final = frozenset(("starting", "off"))  # GPUs that are not read although nothing is wrong
@@ -130,8 +133,8 @@ def gpu_level(notes: Iterable[Note]) -> Level:
 def verdict(
     engines: Sequence[EngineRow],
     gpus: Sequence[GpuRow],
-    promises: Sequence[Told] = (),
-    alerts: Told = NO_ALERTS,
+    promises: Sequence[PromiseRow] = (),
+    alerts: AlertRows = NO_ALERTS,
 ) -> Headline:
     """Return the verdict on rows that have their level: a headline, and one problem for each row that has one.
 
@@ -150,7 +153,7 @@ def verdict(
         ("GPU", "being opened", [_gpu_name(row) for row in gpus if row.level == "wait"]),
     )
     said = [f"{_count(names, kind)} {state}: {_some(names)}" for kind, state, names in groups if names]
-    burning = [row for row in promises if row["state"] == "burning"]
+    burning = [row for row in promises if row.state == "burning"]
     if burning:
         said.append(f"{_count(burning, 'promise')} burn{'s' if len(burning) == 1 else ''}: {_where(burning)}")
     unexplained = unexplained_alerts(alerts, burning)
@@ -159,7 +162,8 @@ def verdict(
         said.append(f"{_count(unexplained, 'alert')} {verb}: {_some(_alert_names(unexplained))}")
     levels = [*(row.level for row in engines), *(row.level for row in gpus)]
     level: Level = max(levels, key=_ORDER.index) if levels else "wait"
-    level = max((level, *(row["level"] for row in burning), *map(alert_level, unexplained)), key=_ORDER.index)
+    levels = [level, *(row.level for row in burning), *(row.level for row in unexplained)]
+    level = max(levels, key=_ORDER.index)
     weighed = _weighed(engines, promises)
     if not said:
         who = [_count(engines, "engine") if engines else "no engine", _count(gpus, "GPU") if gpus else "no GPU"]
@@ -179,58 +183,80 @@ def verdict(
     return Headline(level, "; ".join([*said, *weighed]), totals(engines, gpus), problems)
 
 
-def unexplained_alerts(alerts: Told, burning: Iterable[Told]) -> list[Told]:
+def unexplained_alerts(alerts: AlertRows, burning: Iterable[PromiseRow]) -> list[AlertRow]:
     """Return the alerts that fire, without those of promises that we see burning ourselves."""
-    ours = {(row["service"], row["indicator"]) for row in burning}
+    ours = {(row.service, row.indicator) for row in burning}
     return [
         row
-        for row in alerts["rows"]
-        if row["state"] == "firing" and (row["labels"].get("service"), row["labels"].get("slo")) not in ours
+        for row in alerts.rows
+        if row.state == "firing" and (row.labels.get("service"), row.labels.get("slo")) not in ours
     ]
 
 
-def alert_level(alert: Told) -> Level:
+def alert_rows(alerts: Alerts) -> AlertRows:
+    """Return the alerts with what they say and how loud they are."""
+    return AlertRows(
+        alerts.sources,
+        alerts.total,
+        [
+            AlertRow(
+                one.name,
+                one.severity,
+                one.state,
+                one.since,
+                dict(one.labels),
+                one.annotations.get("summary", ""),
+                one.annotations.get("description", ""),
+                one.annotations.get("runbook_url", ""),
+                alert_level(one.state, one.severity),
+            )
+            for one in alerts.rows
+        ],
+    )
+
+
+def alert_level(state: str, severity: str) -> Level:
     """Return how loud an alert is: one that calls somebody is critical, silenced and inhibited ones are a note."""
-    if alert["state"] != "firing":
+    if state != "firing":
         return "note"
-    return "critical" if alert["severity"] in {"page", "critical"} else "warning"
+    return "critical" if severity in {"page", "critical"} else "warning"
 
 
-def _weighed(engines: Sequence[EngineRow], promises: Sequence[Told]) -> list[str]:
+def _weighed(engines: Sequence[EngineRow], promises: Sequence[PromiseRow]) -> list[str]:
     """Return what weighs on engines without being anybody's failure."""
     found = [
         f"{phrase} {_some(names)}"
         for code, phrase in (("queue", "requests keep waiting at"), ("preemption", "the KV cache overflows at"))
         if (names := [row.server for row in engines if any(note.code == code for note in row.notes)])
     ]
-    broken = [row for row in promises if row["state"] == "broken"]
+    broken = [row for row in promises if row.state == "broken"]
     return [*found, f"less than promised: {_where(broken)}"] if broken else found
 
 
-def _open(promises: Sequence[Told], alerts: Told) -> list[str]:
+def _open(promises: Sequence[PromiseRow], alerts: AlertRows) -> list[str]:
     """Return what keeps us from saying that all is well."""
-    unknown = sum(row["state"] == "unknown" for row in promises)
+    unknown = sum(row.state == "unknown" for row in promises)
     found = [f"{unknown} of {_count(promises, 'promise')} not known"] if unknown else []
-    pending = [row for row in alerts["rows"] if row["state"] == "pending"]
+    pending = [row for row in alerts.rows if row.state == "pending"]
     found += [f"{_count(pending, 'alert')} pending: {_some(_alert_names(pending))}"] if pending else []
-    return found + [f"alerts of {row['name']} cannot be read" for row in alerts["sources"] if row["error"]]
+    return found + [f"alerts of {row.name} cannot be read" for row in alerts.sources if row.error]
 
 
-def _where(promises: Sequence[Told]) -> str:
+def _where(promises: Sequence[PromiseRow]) -> str:
     """Return promises by the place where they hurt: `TTFT, queue time at llama and 2 more`."""
     by_place: dict[str, dict[str, None]] = {}
     for row in promises:
-        by_place.setdefault(promise_place(row), {})[row["title"]] = None
+        by_place.setdefault(promise_place(row), {})[row.title] = None
     said = [f"{', '.join(titles)} at {place}" for place, titles in [*by_place.items()][:_NAMED]]
     rest = len(by_place) - len(said)
     return "; ".join(said) + (f"; and at {rest} more" if rest else "")
 
 
-def promise_place(promise: Told) -> str:
+def promise_place(promise: PromiseRow) -> str:
     """Return where a promise hurts: servers, else the labels of its budget, else its service."""
-    servers = promise["hurts"] or (promise["servers"] if len(promise["servers"]) == 1 else [])
-    labels = [value for value in promise["labels"].values() if value]
-    return _some(servers) if servers else " ".join(labels) or promise["service"]
+    servers = promise.hurts or (promise.servers if len(promise.servers) == 1 else [])
+    labels = [value for value in promise.labels.values() if value]
+    return _some(servers) if servers else " ".join(labels) or promise.service
 
 
 def totals(engines: Sequence[EngineRow], gpus: Sequence[GpuRow]) -> str:
@@ -266,15 +292,15 @@ def _gpu_problem(row: GpuRow) -> Problem:
     return Problem("GPU", row.level, "", row.uuid, _gpu_name(row) + on, "; ".join(words))
 
 
-def _promise_problem(promise: Told) -> Problem:
-    server = promise["hurts"][0] if promise["hurts"] else ""
-    who = f"{promise['title']} at {promise_place(promise)}"
-    return Problem("promise", promise["level"], server, "", who, f"{promise['words']}; promised: {promise['promise']}")
+def _promise_problem(promise: PromiseRow) -> Problem:
+    server = promise.hurts[0] if promise.hurts else ""
+    who = f"{promise.title} at {promise_place(promise)}"
+    return Problem("promise", promise.level, server, "", who, f"{promise.words}; promised: {promise.promise}")
 
 
-def _alert_problem(alert: Told) -> Problem:
-    words = alert["summary"] or alert["description"] or alert["state"]
-    return Problem("alert", alert_level(alert), "", "", alert["name"], words)
+def _alert_problem(alert: AlertRow) -> Problem:
+    words = alert.summary or alert.description or alert.state
+    return Problem("alert", alert.level, "", "", alert.name, words)
 
 
 def _gpu_name(row: GpuRow) -> str:
@@ -289,9 +315,9 @@ def _gpu_and_why(row: GpuRow) -> str:
     return f"{_gpu_name(row)} ({_why(row) if worst.code == 'unreadable' else worst.words})"
 
 
-def _alert_names(alerts: Iterable[Told]) -> list[str]:
+def _alert_names(alerts: Iterable[AlertRow]) -> list[str]:
     """Return each name once: one alert fires by several tiers and for several models."""
-    return list(dict.fromkeys(str(row["name"]) for row in alerts))
+    return list(dict.fromkeys(row.name for row in alerts))
 
 
 def _count(rows: Sequence[object], kind: str) -> str:

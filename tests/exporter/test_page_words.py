@@ -4,6 +4,7 @@ import pytest
 from vllm_vitals.exporter.live.health import Symptom, Verdict
 from vllm_vitals.exporter.live.rows import EngineRow, GpuRow, XidRow
 from vllm_vitals.exporter.live.wording import (
+    alert_rows,
     engine_notes,
     engine_past,
     engine_state,
@@ -15,6 +16,8 @@ from vllm_vitals.exporter.live.wording import (
     totals,
     verdict,
 )
+from vllm_vitals.exporter.promises.alerts import Alert, Alerts, Source
+from vllm_vitals.exporter.promises.watch import PromiseRow
 
 NOW = 1_800_000_000.0
 
@@ -116,24 +119,21 @@ def test_a_queue_that_stays_is_said_and_one_that_passes_is_not():
 
 
 def promise(title="TTFT", state="burning", **changes):
-    row = {
+    row = dict.fromkeys(field.name for field in fields(PromiseRow)) | {
         "service": "vllm", "indicator": title.lower(), "title": title, "promise": "99% under 500ms",
         "labels": {"model_name": "m"}, "servers": ["a", "b"], "hurts": ["a"] if state in {"burning", "broken"} else [],
         "state": state, "level": {"burning": "critical", "kept": "ok", "broken": "note"}.get(state, "wait"),
         "good_ratio": 0.9, "words": "20% of the last 1 h missed it",
     }  # fmt: skip
-    return {**row, **changes}
+    return PromiseRow(**row | changes)
 
 
 def alert(name="GPUThrottled", state="firing", severity="ticket", **labels):
-    return {
-        "name": name, "state": state, "severity": severity, "labels": labels, "summary": f"{name} is bad",
-        "description": "", "since": NOW, "runbook_url": "",
-    }  # fmt: skip
+    return Alert(state, {"alertname": name, "severity": severity, **labels}, {"summary": f"{name} is bad"}, NOW)
 
 
 def alerts(*rows, error=""):
-    return {"sources": [{"name": "Alertmanager", "url": "", "error": error}], "rows": rows, "total": len(rows)}
+    return alert_rows(Alerts((Source("Alertmanager", "", error),), rows, len(rows)))
 
 
 PAGE = alert("VLLMTTFTBudgetBurn", severity="page", service="vllm", slo="ttft", burn_tier="fast")
