@@ -40,7 +40,7 @@ class FetchError(Exception):
         self.detail = detail
 
 
-class Answer(NamedTuple):
+class PageAnswer(NamedTuple):
     """An HTTP answer with its body decoded."""
 
     status: int
@@ -104,7 +104,7 @@ class PageClient:
         """Return the status code of the server's own /health; raises FetchError."""
         return (await self.get(self._health_path, timeout)).status
 
-    async def get(self, path: str, timeout: float, accept: str = _ACCEPT_TEXT) -> Answer:
+    async def get(self, path: str, timeout: float, accept: str = _ACCEPT_TEXT) -> PageAnswer:
         """Return the answer to a GET; raises FetchError within `timeout` seconds, however slowly bytes drip."""
         try:
             async with asyncio.timeout(timeout):
@@ -118,7 +118,7 @@ class PageClient:
             connection = self._idle.pop()
             connection.writer.transport.abort()
 
-    async def _get(self, path: str, accept: str) -> Answer:
+    async def _get(self, path: str, accept: str) -> PageAnswer:
         while self._idle:
             try:
                 answer = await self._exchange(self._idle.pop(), path, accept)
@@ -156,7 +156,7 @@ class PageClient:
                 return _Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES))
         raise problem
 
-    async def _exchange(self, connection: _Connection, path: str, accept: str) -> Answer:
+    async def _exchange(self, connection: _Connection, path: str, accept: str) -> PageAnswer:
         reusable = False
         try:
             answer = await self._request(connection, path, accept)
@@ -170,7 +170,7 @@ class PageClient:
             if not reusable:
                 connection.writer.transport.abort()
 
-    async def _request(self, connection: _Connection, path: str, accept: str) -> Answer:
+    async def _request(self, connection: _Connection, path: str, accept: str) -> PageAnswer:
         reader, writer, http = connection
         sent = [("Host", self._authority), ("Accept", accept), *_HEADERS, *self._auth()]
         request = h11.Request(method="GET", target=path, headers=sent)
@@ -201,7 +201,7 @@ class PageClient:
         headers = dict(head.headers)
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().decode("latin-1").lower()
         decoded = _decoded(bytes(body), headers.get(b"content-encoding", b"identity").lower(), self._max_bytes)
-        return Answer(head.status_code, content_type, decoded)
+        return PageAnswer(head.status_code, content_type, decoded)
 
     def _bound(self, size: int) -> None:
         if size > self._max_bytes:
@@ -230,7 +230,7 @@ _HEADERS: Final = (
 )
 
 
-def _require_success(answer: Answer) -> None:
+def _require_success(answer: PageAnswer) -> None:
     if answer.status in {401, 403}:
         raise FetchError("unauthorized", f"HTTP {answer.status}")
     if 300 <= answer.status < 400:
