@@ -14,8 +14,8 @@ from vllm_vitals.exporter.gpus.groups import FAMILY_GROUPS
 from vllm_vitals.exporter.gpus.monitor import GpuMonitor, GpuProcess, GpuSnapshot
 from vllm_vitals.exporter.gpus.nvml.fields import ALL_LINKS, FIELDS
 from vllm_vitals.exporter.gpus.nvml.source import NvmlSource
-from vllm_vitals.exporter.gpus.reading import GpuReading
-from vllm_vitals.exporter.pages.samples import page
+from vllm_vitals.exporter.gpus.reading import GpuReading, reading_of
+from vllm_vitals.exporter.pages.samples import Sample, page
 from vllm_vitals.vocabulary.ours import NVIDIA_GPU, OURS
 from vllm_vitals.vocabulary.xids import CRITICAL_XIDS
 
@@ -116,6 +116,13 @@ def test_what_health_and_the_live_page_use_is_read_out_as_values(driver):
     assert set(reading.throttles) == {"sw_power_cap", "hw_thermal"}
     assert lost.reading == GpuReading(xids=lost.reading.xids)
     assert lost.reading.xids
+
+
+def test_a_gpu_that_only_tells_instant_power_has_its_power_read_out():
+    samples = [Sample("nvidia_gpu_power_watts", 'kind="instant"', 70.5)]
+    reading = reading_of(samples)
+    assert (reading.power_average_watts, reading.power_watts) == (None, 70.5)
+    assert reading_of([]) == GpuReading()
 
 
 def test_the_page_holds_only_families_of_the_vocabulary_and_no_series_twice(driver):

@@ -238,6 +238,14 @@ def test_reasons_of_the_verdict_are_told_once():
     assert [note.words for note in found.notes] == ["temperature 95 °C, limit 90 °C", "XID 79: broken"]
 
 
+def test_a_warning_of_a_gpu_that_is_critical_for_another_reason_stays_a_warning():
+    hot = Symptom("temperature", "critical", "temperature 95 C, limit 90 C", 95.0, 90.0)
+    pending = Symptom("row_remap_pending", "warning", "row remapping waits for a GPU reset")
+    found = gpu(status="critical", symptoms=(hot, pending))
+    assert [(note.level, note.code) for note in found.notes] == [("critical", "symptom"), ("warning", "symptom")]
+    assert found.level == "critical"
+
+
 def test_old_readings_say_how_old_they_are():
     (note,) = gpu(age_seconds=12.0).notes
     assert (note.level, note.words, NOW - note.at) == ("note", "last read", 12.0)
