@@ -26,37 +26,13 @@ from ..settings.finding import Finding
 from ..settings.installation import install_command
 from ..settings.invocation import as_called
 from ..settings.scalars import ConfigError
+from ..vocabulary.reasons import DRIVER, FETCH, driver_code
 from .companions import ALERTMANAGER, PROMETHEUS, on_path
 
 _NVML_SECONDS: Final = 20.0  # the first call without persistence mode takes seconds
 _FETCH_SECONDS: Final = 5.0
 _IMPORT_SECONDS: Final = 120.0  # vLLM's import on a cold disk
 _TRACING_INFO: Final = re.compile(rb"^vllm_vitals_tracing_info\{([^}]*)\}", re.MULTILINE)
-
-_NVML_ADVICE: Final = {
-    "no_library": "install the NVIDIA driver; in a container: nvidia runtime and NVIDIA_DRIVER_CAPABILITIES=utility",
-    "no_driver": "load the driver: modprobe nvidia, then nvidia-smi must answer",
-    "no_gpus": "in a container set NVIDIA_VISIBLE_DEVICES=all or the devices to watch; else look at nvidia-smi -L",
-    "no_permission": "this user needs read and write access to /dev/nvidiactl and /dev/nvidia*",
-    "version_mismatch": "the driver was upgraded underneath: reboot, or reload the nvidia modules",
-    "hang": "the driver does not answer, nvidia-smi will not either; enable persistence mode, look at dmesg for XIDs",
-}
-_FETCH_ADVICE: Final = {
-    "refused": "start the server, or correct the address",
-    "timeout": "the server is overloaded or hangs; try: curl -m 5 {url}",
-    "dns": "correct the host name",
-    "tls": "look at the server's certificate: openssl s_client -connect {address}",
-    "unauthorized": "set bearer_token_file or basic_auth for this engine",
-    "redirect": "name the final address; credentials must not follow redirects",
-    "not_metrics": "the address must be the server's own, such as http://127.0.0.1:8000",
-    "http_status": "vLLM serves /metrics unless a proxy in front hides it; try: curl -i {url}",
-    "network": "no way to that address from here: look at routes, firewalls and network policies",
-    "closed": "something hung up: a proxy without a server behind it, or a server that only speaks TLS",
-    "truncated": "the server died while it answered, or a proxy cut it off; try: curl {url}",
-    "protocol": "that is no HTTP: correct the port, or write https:// for a server that speaks TLS",
-    "too_large": "raise max_page_bytes if this is a page of metrics",
-    "credentials": "let the user that runs this read the file, and put one line into it",
-}
 
 _LISTEN_ADVICE: Final = {
     errno.EADDRINUSE: "an exporter may run already; else choose another address with --listen",
@@ -134,9 +110,9 @@ async def _nvml(settings: Settings) -> Finding:
         devices = await asyncio.wait_for(asyncio.to_thread(source.open), _NVML_SECONDS)
         versions = source.versions()
     except GpuError as error:
-        return Finding("problem", "GPUs", str(error), _NVML_ADVICE.get(error.reason, "see dmesg"))
+        return Finding("problem", "GPUs", str(error), DRIVER[driver_code(error.reason)].advice)
     except TimeoutError:
-        return Finding("problem", "GPUs", f"NVML gave no answer within {_NVML_SECONDS:.0f} s", _NVML_ADVICE["hang"])
+        return Finding("problem", "GPUs", f"NVML gave no answer within {_NVML_SECONDS:.0f} s", DRIVER["hang"].advice)
     names = sorted({device.name for device in devices})
     driver = versions.get("driver_version", "?")
     return Finding("ok", "GPUs", f"{len(devices)} x {', '.join(names)}, driver {driver}")
@@ -192,7 +168,7 @@ def _fetch_advice(error: FetchError, engine: EngineSettings, metrics_path: str) 
     """Return what to do about a failed fetch, in the light of what this engine's settings say already."""
     parts = urlsplit(engine.url)
     secure = parts.scheme == "https"
-    advice = _FETCH_ADVICE.get(error.reason, "")
+    advice = FETCH[error.reason].advice
     if error.reason == "tls":
         advice = next((words for marks, words in _TLS_ADVICE if any(mark in error.detail for mark in marks)), advice)
     elif error.reason == "closed" and secure:

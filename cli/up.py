@@ -192,12 +192,12 @@ async def _within(seconds: float, work: Coroutine[Any, Any, object]) -> bool:
 
 def _describe(sidecar: Sidecar) -> None:
     answer = sidecar.vitals()
-    for sentence in answer["messages"]:
+    for sentence in answer.messages:
         say(f"note          {sentence}")
-    for engine in answer["engines"]:
-        state = "up" if engine["up"] else f"down: {engine['reason']}"
-        say(f"engine        {engine['url']}  {', '.join(engine['models']) or '-'}  ({state})")
-    kinds = Counter((gpu["name"], "up" if gpu["up"] else gpu["reason"]) for gpu in answer["gpus"])
+    for engine in answer.engines:
+        state = "up" if engine.up else f"down: {engine.reason}"
+        say(f"engine        {engine.url}  {', '.join(engine.models) or '-'}  ({state})")
+    kinds = Counter((gpu.name, "up" if gpu.up else gpu.reason) for gpu in answer.gpus)
     for (name, state), count in kinds.items():
         say(f"gpus          {count} x {name}  ({state})")
 

@@ -182,7 +182,7 @@ class EngineStats:
         self.aborted = 0
 
 
-class Engine:
+class SimulatedEngine:
     """One engine core. Not thread-safe: advance and read from one thread.
 
     Attributes:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from .clock import Clock
-from .engine import BLOCK_SIZE, Engine, EngineConfig
+from .engine import BLOCK_SIZE, EngineConfig, SimulatedEngine
 from .families import CACHE_CONFIG, ENGINE, HTTP, PROCESS, TOKENS, Family, created_name, token_bounds
 from .histogram import Histogram
 from .http_layer import HttpLayer
@@ -127,7 +127,7 @@ class Page:
         self._cache_config = _cache_config(config, engines)
         self._created = created
 
-    def text(self, process: Process, engines: Sequence[Engine], http: HttpLayer, clock: Clock) -> bytes:
+    def text(self, process: Process, engines: Sequence[SimulatedEngine], http: HttpLayer, clock: Clock) -> bytes:
         """Return the page; `clock` is the fleet's."""
         parts = [_process_text(process)]
         counted = [engine.values() for engine in engines]

@@ -6,7 +6,7 @@ from random import Random
 from typing import Final, NamedTuple
 
 from .clock import Clock
-from .engine import Engine, Work
+from .engine import SimulatedEngine, Work
 from .gpus import Load, SimulatedGpus
 from .models import MODELS, Model
 from .scenes import SCENES, Action, Event, Scene, shaped
@@ -63,7 +63,7 @@ class Fleet:
         self._ticks = 0
         self._played = 0  # events, over all cycles
         self._keep_time(gpus.clock)
-        self._before: dict[tuple[int, int], tuple[Engine, Work]] = {}
+        self._before: dict[tuple[int, int], tuple[SimulatedEngine, Work]] = {}
         self._actions: dict[Action, Callable[[Event], None]] = {
             Action.HEAT: lambda event: self._on_gpu(event, gpus.heat),
             Action.COOL: lambda event: self._on_gpu(event, gpus.cool),

@@ -4,7 +4,7 @@ from random import Random
 from typing import Final
 
 from .clock import Clock
-from .engine import Engine, EngineConfig
+from .engine import EngineConfig, SimulatedEngine
 from .exposition import Page, Process
 from .http_layer import HttpLayer
 from .request_page import RequestPage
@@ -42,7 +42,7 @@ class Server:
         self._start(0.0)
 
     def _start(self, now: float) -> None:
-        self.engines = tuple(Engine(self.config, now) for _ in range(self._size))
+        self.engines = tuple(SimulatedEngine(self.config, now) for _ in range(self._size))
         self.http = HttpLayer()
         self.requests = RequestPage(self.config.model_name, self._traces)
         self.started = now
@@ -113,5 +113,5 @@ class Server:
         )
 
 
-def _load(engine: Engine) -> int:
+def _load(engine: SimulatedEngine) -> int:
     return engine.load

@@ -16,6 +16,7 @@ from ..vocabulary.exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts
 from .http.server import Request, Response
 from .http.web_config import WebConfig
 from .live.health import worst
+from .live.rows import plain
 from .live.runbook_pages import RunbookPages
 from .sidecar import Sidecar
 
@@ -26,6 +27,7 @@ except ImportError:  # no wheel for this processor
 
 _MARGIN_SECONDS: Final = 0.5  # what we need ourselves of the scraper's patience
 _MAX_TIMEOUT: Final = 60.0
+_HISTORY: Final = frozenset(("history",))
 _GZIP_INLINE_BYTES: Final = 1 << 20
 
 _FILES: Final[Mapping[str, tuple[str, str]]] = {
@@ -109,7 +111,7 @@ class Routes:
 
     async def _json(self, ask: Callable[[dict[str, list[str]]], tuple[int, Any]], request: Request) -> Response:
         status, answer = ask(parse_qs(request.query))
-        body = json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+        body = json.dumps(answer, separators=(",", ":"), allow_nan=False, default=plain).encode()
         return await _maybe_gzip(request, Response(status, body, "application/json", (("cache-control", "no-store"),)))
 
     async def _metrics(self, request: Request) -> Response:
@@ -127,8 +129,8 @@ class Routes:
     def _vitals(self, query: dict[str, list[str]]) -> tuple[int, Any]:
         answer = self._sidecar.vitals()
         if query.get("history") == ["off"]:  # a hundred times smaller, for programs that ask every few seconds
-            for row in (*answer["engines"], *answer["gpus"]):
-                del row["history"]
+            rows = {name: [plain(row, _HISTORY) for row in getattr(answer, name)] for name in ("engines", "gpus")}
+            return HTTPStatus.OK, {**plain(answer), **rows}
         return HTTPStatus.OK, answer
 
     def _health_gpu(self, query: dict[str, list[str]]) -> tuple[int, Any]:

@@ -3,17 +3,20 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Literal
 
 from ..settings.config import EngineSettings, Settings
+from ..vocabulary.reasons import GpusCode, RefusalCode
 from .engines.discovery import Finder, ServerList
 from .engines.engine import Engine, Fetched
 from .engines.history import WINDOW_SECONDS, Track
 from .gpus.monitor import GpuMonitor
+from .gpus.reading import GpuReading
 from .gpus.types import GpuSnapshot, GpuSource
 from .live.health import Verdict, engine_verdict, gpu_verdict, is_stalled
 from .live.page import EnergyWindow, vitals
+from .live.rows import Vitals
 from .machine.engine_processes import EngineProcesses
 from .machine.host import Host
 from .machine.self_metrics import self_samples
@@ -29,12 +32,13 @@ from .promises.promised import Promises
 from .promises.watch import PromiseWatch
 
 _MERGE_INLINE_BYTES: Final = 1 << 20
-_GPU_TRACKS: Final = (
-    ("utilization_ratio", "nvidia_gpu_utilization_ratio", ""),
-    ("power_watts", "nvidia_gpu_power_watts", 'kind="average"'),
-    ("temperature_celsius", "nvidia_gpu_temperature_celsius", 'sensor="gpu"'),
-    ("memory_used_bytes", "nvidia_gpu_memory_used_bytes", ""),
-)
+# What of a GPU's readings has a history on the live page.
+_GPU_TRACKS: Final[Mapping[str, Callable[[GpuReading], float | None]]] = {
+    "utilization_ratio": lambda reading: reading.utilization_ratio,
+    "power_watts": lambda reading: reading.power_watts,
+    "temperature_celsius": lambda reading: reading.temperature_celsius,
+    "memory_used_bytes": lambda reading: reading.memory_used_bytes,
+}
 
 
 class Sidecar:
@@ -75,7 +79,7 @@ class Sidecar:
         self._first_discovery = asyncio.Event()
         self._first_discovery.set()
         self.ready = asyncio.Event()
-        self.rejected: Callable[[], Counter[str]] = Counter
+        self.rejected: Callable[[], Counter[RefusalCode]] = Counter
         self.web_reload_failures: Callable[[], int] = lambda: 0
         self._parts = Parts(self._all_parts())
 
@@ -211,10 +215,9 @@ class Sidecar:
                 await self._promises.look(self.engines, timeout)
         gpus = self.gpu_snapshots()
         for gpu in gpus:
-            for name, family, labels in _GPU_TRACKS:
-                self._gpu_tracks[gpu.uuid][name].add(gpu.values.get((family, labels)) if gpu.up else None)
-            joules = gpu.values.get(("nvidia_gpu_energy_joules_total", "")) if gpu.up else None
-            self._energy[gpu.uuid].add(gpu.taken_at, joules, WINDOW_SECONDS)
+            for name, of in _GPU_TRACKS.items():
+                self._gpu_tracks[gpu.uuid][name].add(of(gpu.reading))
+            self._energy[gpu.uuid].add(gpu.taken_at, gpu.reading.energy_joules, WINDOW_SECONDS)
         if self.gpu_reason() != "starting":  # else a GPU named in the settings would count as missing
             self._placement.update(
                 [_engine_facts(engine) for engine in self.engines], [_gpu_facts(gpu) for gpu in gpus]
@@ -226,7 +229,7 @@ class Sidecar:
         """Return the GPUs as last read."""
         return self._gpus.snapshots() if self._gpus is not None else ()
 
-    def gpu_reason(self) -> str:
+    def gpu_reason(self) -> GpusCode | Literal[""]:
         """Return why no GPU is read, empty when they are."""
         return self._gpus.reason() if self._gpus is not None else "off"
 
@@ -239,7 +242,7 @@ class Sidecar:
         """Return the verdict on every server, from the last observation."""
         return [(engine, engine_verdict(engine, engine.latest, self.settings.health)) for engine in self.engines]
 
-    def vitals(self) -> dict[str, Any]:
+    def vitals(self) -> Vitals:
         """Return the answer of /api/vitals."""
         return vitals(
             self.engines,
@@ -262,7 +265,7 @@ class Sidecar:
         self._parts.replace("alerts", self._alerts)
 
     def _new_gpu_tracks(self) -> dict[str, Track]:
-        return {name: Track(self.settings.sample_interval) for name, _, _ in _GPU_TRACKS}
+        return {name: Track(self.settings.sample_interval) for name in _GPU_TRACKS}
 
 
 def _monitor(settings: Settings, source: GpuSource | None) -> GpuMonitor | None:

@@ -398,12 +398,10 @@ def test_an_address_of_another_machine_is_no_exporter_of_ours(command):
 
 
 def test_every_reason_has_advice():
-    import typing
+    from vllm_vitals.vocabulary.reasons import DRIVER, FETCH
 
-    from vllm_vitals.cli.doctor import _FETCH_ADVICE
-    from vllm_vitals.exporter.engines.page_client import Reason
-
-    assert set(typing.get_args(Reason)) - _FETCH_ADVICE.keys() == {"encoding", "internal", "removed"}
+    assert {code for code, reason in FETCH.items() if not reason.advice} == {"removed", "pending"}
+    assert {code for code, reason in DRIVER.items() if not reason.advice} == {"starting", "off"}
 
 
 def test_doctor_names_an_address_that_is_taken(command):

@@ -6,6 +6,8 @@ source at every release since 0.8.5; SGLang's from its metrics collector.
 
 from typing import Final, Literal, NamedTuple
 
+from .reasons import DRIVER, FETCH, GPU, HOST, REFUSAL, THROTTLE
+
 Kind = Literal["counter", "gauge", "histogram", "summary"]
 
 
@@ -196,18 +198,22 @@ PLUGIN: Final[dict[str, Metric]] = {metric.name: metric for metric in (*REQUESTS
 
 # Values of the labels that have few: (family, label) -> values. A label that says why nothing is wrong is empty.
 _DOMAINS: Final = ("graphics", "sm", "memory", "video")
-_THROTTLES: Final = (
-    "application_clocks", "sw_power_cap", "hw_slowdown", "sync_boost", "sw_thermal", "hw_thermal", "hw_power_brake",
-    "display_clocks", "board_limit", "reliability",
-)  # fmt: skip
-_THROTTLE_TIMES: Final = (
-    "board_limit", "hw_power_brake", "hw_thermal", "low_utilization", "reliability", "sw_power_cap", "sw_thermal",
-    "sync_boost",
-)  # fmt: skip
+# The driver says of some reasons only that they hold now, of others only for how long they held.
+_THROTTLES: Final = tuple(code for code in THROTTLE if code not in {"low_utilization", "power_smoothing"})
+_THROTTLE_TIMES: Final = tuple(
+    code for code in THROTTLE if code not in {"application_clocks", "display_clocks", "hw_slowdown"}
+)
 _LIMITS: Final = ("shutdown", "slowdown", "memory_max", "gpu_max")
 _OUTCOMES: Final = ("ok", "aborted", "disconnected", "client_error", "server_error", "rejected")
 _PCIE: Final = ("tx", "rx")
 VALUES: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+    ("nvidia_gpu_up", "reason"): tuple(GPU),
+    ("nvidia_gpu_collect_failures_total", "reason"): tuple(code for code in GPU if code != "starting"),
+    ("vllm_vitals_nvml_up", "reason"): tuple(code for code in DRIVER if code != "off"),
+    ("vllm_vitals_server_up", "reason"): tuple(FETCH),
+    ("vllm_vitals_server_request_page_failures_total", "reason"): tuple(FETCH),
+    ("vllm_vitals_host_up", "reason"): tuple(HOST),
+    ("vllm_vitals_http_rejected_total", "reason"): tuple(REFUSAL),
     ("nvidia_gpu_power_watts", "kind"): ("average", "instant"),
     ("nvidia_gpu_power_limit_watts", "kind"): ("min", "max", "default", "enforced", "requested"),
     ("nvidia_gpu_temperature_celsius", "sensor"): ("gpu", "memory"),

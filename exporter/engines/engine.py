@@ -5,14 +5,15 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from ...settings.config import EngineSettings
+from ...vocabulary.reasons import FetchCode
 from ..pages.relabel import Relabeler, ServerPage
 from ..pages.request_pages import RequestPage, is_request_page, relabelled
 from ..pages.samples import Sample, label_pairs
 from .history import ReadingRing, Track
-from .page_client import FetchError, PageClient, Reason
+from .page_client import FetchError, PageClient
 from .readings import read
 
 log = logging.getLogger("vllm_vitals")
@@ -35,7 +36,7 @@ class Fetched:
     seconds: float
     raw: bytes
     page: ServerPage | None
-    reason: str
+    reason: FetchCode | Literal[""]
     detail: str
 
 
@@ -70,7 +71,7 @@ class Engine:
         self._waiting = 0
         self._dropped_lines = 0
         self._duplicates = 0
-        self._request_page_failures: Counter[Reason] = Counter()
+        self._request_page_failures: Counter[FetchCode] = Counter()
         self._no_plugin_until = 0.0
 
     def close(self) -> None:
@@ -241,5 +242,5 @@ class Engine:
         return samples
 
 
-def _failed(started: float, reason: Reason, detail: str) -> Fetched:
+def _failed(started: float, reason: FetchCode, detail: str) -> Fetched:
     return Fetched(started, time.monotonic() - started, b"", None, reason, detail)

@@ -7,7 +7,7 @@ import ssl
 import zlib
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import h11
@@ -15,27 +15,8 @@ import h11
 from ...settings.config import EngineSettings, Tls
 from ...settings.scalars import ConfigError
 from ...vocabulary.exposition_formats import OPENMETRICS_TYPE
+from ...vocabulary.reasons import FetchCode
 from .name_lookup import NameLookup
-
-Reason = Literal[
-    "refused",  # nobody listens
-    "timeout",
-    "dns",
-    "tls",
-    "network",
-    "closed",  # the peer hung up before an answer
-    "truncated",  # it hung up within one
-    "protocol",  # not HTTP
-    "unauthorized",
-    "redirect",  # never followed: credentials must not travel
-    "http_status",
-    "too_large",
-    "encoding",
-    "not_metrics",  # another kind of page, or OpenMetrics, whose exemplars are no text 0.0.4
-    "credentials",  # the token or password file cannot be read or sent
-    "removed",  # discovery dropped the server while its page was on the way
-    "internal",  # a fault of ours, see the log
-]
 
 _READ_BYTES: Final = 256 * 1024
 _HEADER_BYTES: Final = 32 * 1024
@@ -51,15 +32,15 @@ _STALE: Final = frozenset(("closed", "network", "protocol"))
 
 
 class FetchError(Exception):
-    """The page did not come; `reason` is one of a fixed list, `detail` is for people."""
+    """The page did not come; `reason` is explained in vocabulary/reasons.py, `detail` is for people."""
 
-    def __init__(self, reason: Reason, detail: str = "") -> None:
+    def __init__(self, reason: FetchCode, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason: Reason = reason
+        self.reason: FetchCode = reason
         self.detail = detail
 
 
-class Answer(NamedTuple):
+class PageAnswer(NamedTuple):
     """An HTTP answer with its body decoded."""
 
     status: int
@@ -105,6 +86,7 @@ class PageClient:
         answer = await self.get(self.metrics_path, timeout)
         _require_success(answer)
         if answer.content_type not in _TEXT:
+            # another kind of page, or OpenMetrics, whose exemplars are no text 0.0.4
             raise FetchError("not_metrics", answer.content_type)
         return answer.body
 
@@ -122,7 +104,7 @@ class PageClient:
         """Return the status code of the server's own /health; raises FetchError."""
         return (await self.get(self._health_path, timeout)).status
 
-    async def get(self, path: str, timeout: float, accept: str = _ACCEPT_TEXT) -> Answer:
+    async def get(self, path: str, timeout: float, accept: str = _ACCEPT_TEXT) -> PageAnswer:
         """Return the answer to a GET; raises FetchError within `timeout` seconds, however slowly bytes drip."""
         try:
             async with asyncio.timeout(timeout):
@@ -136,7 +118,7 @@ class PageClient:
             connection = self._idle.pop()
             connection.writer.transport.abort()
 
-    async def _get(self, path: str, accept: str) -> Answer:
+    async def _get(self, path: str, accept: str) -> PageAnswer:
         while self._idle:
             try:
                 answer = await self._exchange(self._idle.pop(), path, accept)
@@ -174,7 +156,7 @@ class PageClient:
                 return _Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEADER_BYTES))
         raise problem
 
-    async def _exchange(self, connection: _Connection, path: str, accept: str) -> Answer:
+    async def _exchange(self, connection: _Connection, path: str, accept: str) -> PageAnswer:
         reusable = False
         try:
             answer = await self._request(connection, path, accept)
@@ -188,7 +170,7 @@ class PageClient:
             if not reusable:
                 connection.writer.transport.abort()
 
-    async def _request(self, connection: _Connection, path: str, accept: str) -> Answer:
+    async def _request(self, connection: _Connection, path: str, accept: str) -> PageAnswer:
         reader, writer, http = connection
         sent = [("Host", self._authority), ("Accept", accept), *_HEADERS, *self._auth()]
         request = h11.Request(method="GET", target=path, headers=sent)
@@ -219,7 +201,7 @@ class PageClient:
         headers = dict(head.headers)
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().decode("latin-1").lower()
         decoded = _decoded(bytes(body), headers.get(b"content-encoding", b"identity").lower(), self._max_bytes)
-        return Answer(head.status_code, content_type, decoded)
+        return PageAnswer(head.status_code, content_type, decoded)
 
     def _bound(self, size: int) -> None:
         if size > self._max_bytes:
@@ -248,11 +230,11 @@ _HEADERS: Final = (
 )
 
 
-def _require_success(answer: Answer) -> None:
+def _require_success(answer: PageAnswer) -> None:
     if answer.status in {401, 403}:
         raise FetchError("unauthorized", f"HTTP {answer.status}")
     if 300 <= answer.status < 400:
-        raise FetchError("redirect", f"HTTP {answer.status}")
+        raise FetchError("redirect", f"HTTP {answer.status}")  # never followed: credentials must not travel
     if answer.status != 200:
         raise FetchError("http_status", f"HTTP {answer.status}")
 
@@ -282,7 +264,7 @@ async def _read(reader: asyncio.StreamReader, *, started: bool) -> bytes:
     except ssl.SSLError as error:  # TLS 1.3 refuses our certificate only here
         raise FetchError("truncated" if started else "tls", _tls_problem(error)) from None
     except OSError as error:
-        lost: Reason = "closed" if isinstance(error, ConnectionError) else "network"
+        lost: FetchCode = "closed" if isinstance(error, ConnectionError) else "network"
         raise FetchError("truncated" if started else lost, str(error)) from None
 
 

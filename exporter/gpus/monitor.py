@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from threading import Event, Thread
 from time import monotonic
-from typing import Final
+from typing import Final, Literal
 
 from ...runtime.log_once import LogOnce
+from ...vocabulary.reasons import DriverCode, GpuCode, driver_code, gpu_code
 from ...vocabulary.xids import meaning
 from ..pages.samples import Rendered, Sample, label_pairs, render
 from .groups import FAMILY_GROUPS, FamilyGroup, families_of
+from .reading import NOTHING, reading_of
 from .types import GPU_REASONS, SOURCE_REASONS, GpuDevice, GpuError, GpuProcess, GpuSnapshot, GpuSource, XidEvent
 from .worker import GpuRecord, GpuWorker
 from .xids import XidCounts
@@ -73,7 +75,7 @@ class GpuMonitor:
         self._hang_after = max(3 * interval, hang_seconds)
         self._backoff = backoff
         self._records: list[GpuRecord] = []
-        self._reason = "starting"
+        self._reason: DriverCode | Literal[""] = "starting"
         self._opening_since: float | None = None
         self._versions: Mapping[str, str] = {}
         self._count = 0
@@ -102,9 +104,9 @@ class GpuMonitor:
     def snapshots(self) -> tuple[GpuSnapshot, ...]:
         """Return every GPU that was ever seen, in index order."""
         now = monotonic()
-        return tuple(self._with_values(record, self._view(record, now)) for record in self._records)
+        return tuple(self._with_reading(record, self._view(record, now)) for record in self._records)
 
-    def reason(self) -> str:
+    def reason(self) -> DriverCode | Literal[""]:
         """Return why the driver is not open (one of SOURCE_REASONS); empty when it is."""
         since = self._opening_since
         if since is not None and monotonic() - since > _OPEN_HANG_SECONDS:
@@ -147,28 +149,26 @@ class GpuMonitor:
     def _view(self, record: GpuRecord, now: float) -> GpuSnapshot:
         """Return the snapshot as of now: a thread inside the driver cannot say itself that it hangs."""
         snapshot = record.snapshot
+        reason: GpuCode
         if self._hangs(record, now):
             reason = "hang"
         elif snapshot.up and now - snapshot.taken_at > self._hang_after + self._interval:
             reason = self._gpu_reason()
         else:
             return snapshot
-        return replace(snapshot, up=False, reason=reason, samples=(), values={})
+        return replace(snapshot, up=False, reason=reason, samples=(), reading=NOTHING)
 
     def _hangs(self, record: GpuRecord, now: float) -> bool:
         started = record.worker.cycle_started if record.worker else None
         return started is not None and now - started > self._hang_after
 
-    def _gpu_reason(self) -> str:
-        reason = self.reason()
-        return reason if reason in GPU_REASONS else "failed"
+    def _gpu_reason(self) -> GpuCode:
+        return gpu_code(self.reason())
 
     @staticmethod
-    def _with_values(record: GpuRecord, snapshot: GpuSnapshot) -> GpuSnapshot:
-        values = {(family, labels): value for family, labels, value in snapshot.samples}
-        if record.xids is not None:
-            values |= record.xids.values
-        return replace(snapshot, values=values)
+    def _with_reading(record: GpuRecord, snapshot: GpuSnapshot) -> GpuSnapshot:
+        xids = record.xids.counts if record.xids is not None else ()
+        return replace(snapshot, reading=reading_of(snapshot.samples, xids))
 
     # --- The supervisor ----------------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class GpuMonitor:
     def _not_open(self, reason: str, detail: str) -> None:
         if reason != self._reason:
             _log.warning("GPUs cannot be read: %s", detail)
-        self._reason = reason if reason in SOURCE_REASONS else "failed"
+        self._reason = driver_code(reason)
         for record in self._records:
             record.down(self._gpu_reason())
 

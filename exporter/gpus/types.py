@@ -2,34 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
+from ...vocabulary.reasons import DRIVER, GPU, DriverCode, GpuCode
 from ..pages.samples import Sample
+from .reading import GpuReading
 
-GPU_REASONS: Final = (
-    "starting",
-    "lost",
-    "hang",
-    "reset_required",
-    "no_permission",
-    "no_driver",
-    "driver_reload",
-    "version_mismatch",
-    "failed",
-)
-SOURCE_REASONS: Final = (*GPU_REASONS, "no_library", "no_gpus")
+GPU_REASONS: Final = tuple(GPU)
+SOURCE_REASONS: Final = tuple(code for code in DRIVER if code != "off")
 
 
 class GpuError(Exception):
     """A GPU, or the whole source, cannot be read.
 
     Attributes:
-        reason: one of GPU_REASONS or SOURCE_REASONS; it becomes a label value.
+        reason: one of GPU_REASONS or SOURCE_REASONS, as they become label values; `unsupported`: of a call that the GPU
+            goes on without.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: DriverCode | Literal["unsupported"], detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason: DriverCode | Literal["unsupported"] = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,7 @@ class GpuSnapshot:
         taken_at: time.monotonic() of the last good cycle; 0.0 means never.
         reason: one of GPU_REASONS when not up, else empty.
         samples: what the cycle read, labels without gpu and uuid; empty when not up.
-        values: value by (family, own labels), filled by GpuMonitor.snapshots; when not up only XID counters are left.
+        reading: the same as values, filled by GpuMonitor.snapshots; when not up only the XID counts are left.
         processes: kept while the GPU is down, because its engines still belong to it.
     """
 
@@ -59,9 +52,9 @@ class GpuSnapshot:
     pci_bus_id: str
     taken_at: float
     up: bool
-    reason: str
+    reason: GpuCode | Literal[""]
     samples: Sequence[Sample]
-    values: Mapping[tuple[str, str], float]
+    reading: GpuReading
     processes: tuple[GpuProcess, ...]
     mig_uuids: tuple[str, ...]
 

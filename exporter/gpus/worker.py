@@ -9,8 +9,10 @@ from time import monotonic
 from typing import Final
 
 from ...runtime.log_once import LogOnce
+from ...vocabulary.reasons import GpuCode, gpu_code
 from ..pages.samples import Sample
 from .lines import GpuLines
+from .reading import NOTHING
 from .types import GPU_REASONS, GpuDevice, GpuError, GpuProcess, GpuSnapshot
 from .xids import XidCounts
 
@@ -31,7 +33,7 @@ class GpuRecord:
     def __init__(self, device: GpuDevice) -> None:
         self.text = GpuLines(device.index, device.uuid)
         self.snapshot = GpuSnapshot(
-            device.index, device.uuid, device.name, device.pci_bus_id, 0.0, False, "starting", (), {}, (), ()
+            device.index, device.uuid, device.name, device.pci_bus_id, 0.0, False, "starting", (), NOTHING, (), ()
         )
         self.worker: GpuWorker | None = None
         self.waiting: GpuDevice | None = None  # to be read as soon as the old thread came out of the driver
@@ -42,7 +44,7 @@ class GpuRecord:
         self._failures = {reason: 0 for reason in GPU_REASONS if reason != "starting"}
         self.failure_lines = self._render_failures()
 
-    def count_failure(self, reason: str) -> None:
+    def count_failure(self, reason: GpuCode) -> None:
         """Count one failed cycle, or one hang."""
         if reason in self._failures:
             self._failures[reason] += 1
@@ -56,9 +58,9 @@ class GpuRecord:
         if self.xids is not None:
             self.xids.move(self.text.labels)
 
-    def down(self, reason: str) -> None:
+    def down(self, reason: GpuCode) -> None:
         """Take the values off the page."""
-        self.snapshot = replace(self.snapshot, up=False, reason=reason, samples=(), values={})
+        self.snapshot = replace(self.snapshot, up=False, reason=reason, samples=(), reading=NOTHING)
 
     def _render_failures(self) -> dict[str, bytes]:
         return self.text.render([Sample(_FAILURES, f'reason="{name}"', n) for name, n in self._failures.items()])
@@ -122,7 +124,7 @@ class GpuWorker:
                 self._failed = 0
                 self._record.said.forget("reason")
             except GpuError as error:
-                self._fail(error.reason)
+                self._fail(gpu_code(error.reason))
             except Exception:
                 if not self._failed:
                     _log.exception("GPU %d: collecting failed", self._device.index)
@@ -157,7 +159,7 @@ class GpuWorker:
         if self._retired:
             return
         old = self._record.snapshot
-        # Not rendered here: a page is asked for every 15 s, a cycle comes every second.
+        # Neither rendered nor read out here: a page is asked for every 15 s, a cycle comes every second.
         self._record.snapshot = GpuSnapshot(
             old.index,
             old.uuid,
@@ -167,7 +169,7 @@ class GpuWorker:
             True,
             "",
             merged,
-            {},
+            NOTHING,
             self._processes,
             self._mig_uuids,
         )
@@ -200,7 +202,7 @@ class GpuWorker:
         else:
             self._process_samples = [Sample(_PROCESSES, "", len(self._processes))]
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: GpuCode) -> None:
         self._failed += 1
         self._slow_due = self._processes_due = 0.0
         if self._retired:

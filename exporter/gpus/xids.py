@@ -5,10 +5,11 @@ from typing import Final
 
 from ...vocabulary.xids import CRITICAL_XIDS
 from ..pages.samples import Sample, label_pairs, render
+from .reading import XidCount
 from .types import XidEvent
 
-TOTAL: Final = "nvidia_gpu_xid_errors_total"
-LAST: Final = "nvidia_gpu_xid_last_timestamp_seconds"
+_TOTAL: Final = "nvidia_gpu_xid_errors_total"
+_LAST: Final = "nvidia_gpu_xid_last_timestamp_seconds"
 _MAX_CODES = 64  # the driver knows fewer than 180 codes; a broken one must not fill the page
 _OTHER = "other"
 
@@ -41,7 +42,9 @@ class XidCounts:
             self._changed()
 
     def _changed(self) -> None:
-        own = [Sample(TOTAL, label_pairs(xid=code), count) for code, count in self._counts.items()]
-        own += [Sample(LAST, label_pairs(xid=code), at) for code, at in self._last.items()]
-        self.values = {(family, labels): value for family, labels, value in own}
+        own = [Sample(_TOTAL, label_pairs(xid=code), count) for code, count in self._counts.items()]
+        own += [Sample(_LAST, label_pairs(xid=code), at) for code, at in self._last.items()]
+        self.counts = tuple(
+            XidCount(int(code), count, self._last.get(code)) for code, count in self._counts.items() if code != _OTHER
+        )
         self.lines = render(Sample(family, f"{self._gpu_labels},{labels}", value) for family, labels, value in own)

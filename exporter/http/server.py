@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import h11
 
+from ...vocabulary.reasons import RefusalCode
+
 log = logging.getLogger("vllm_vitals")
 
 
@@ -56,9 +58,9 @@ _READ_BYTES = 64 * 1024
 class _RefusedError(Exception):
     """The connection ends here; `status` 0 means without an answer."""
 
-    def __init__(self, reason: str, status: int = 0) -> None:
+    def __init__(self, reason: RefusalCode, status: int = 0) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason: RefusalCode = reason
         self.status = status
 
 
@@ -67,7 +69,7 @@ class HttpServer:
 
     Attributes:
         port: the bound port, after start.
-        rejected: connections and requests refused, by reason.
+        rejected: connections and requests refused, by code of vocabulary/reasons.py.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
-        self.rejected: Counter[str] = Counter()
+        self.rejected: Counter[RefusalCode] = Counter()
 
     async def start(self) -> None:
         """Bind and listen; raises OSError when the address is taken."""

@@ -1,16 +1,17 @@
-"""Verdicts on GPUs and engines: values in, a status and reasons in words out."""
+"""Verdicts on GPUs and engines: values in, what is wrong out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from ...settings.config import HealthSettings
+from ...vocabulary.reasons import FETCH
 from ...vocabulary.xids import XIDS
 from ..engines.engine import Engine, Fetched
 from ..gpus.types import GpuSnapshot
-from ..gpus.xids import LAST as XID_LAST
 
 Status = Literal["ok", "warning", "critical"]
+_ORDER: Final[tuple[Status, ...]] = ("ok", "warning", "critical")
 
 XID_WINDOW_SECONDS: Final = 900.0  # a critical XID weighs this long when nothing else says that the GPU is ill
 
@@ -25,25 +26,46 @@ RECOVERY_ACTIONS: Final = (
     "system reboot",
 )
 
-_UP_REASONS: Final[Mapping[str, str]] = {
-    "refused": "nobody listens at its address",
-    "timeout": "its page did not come within the deadline",
-    "dns": "its name does not resolve",
-    "tls": "its certificate is not accepted",
-    "unauthorized": "it refuses our credentials",
-    "truncated": "its page broke off",
-    "too_large": "its page is larger than allowed",
-    "not_metrics": "its answer is not a metrics page",
-    "pending": "it was not looked at yet",
-}
+
+SymptomCode = Literal[
+    "unreadable", "memory", "temperature", "recovery", "xid", "row_remap_failure", "row_remap_pending",  # of a GPU
+    "down", "dead", "stalled",  # of a server
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """One thing that is wrong.
+
+    Attributes:
+        text: in words, as /health tells it.
+        value, limit: what was read, and what is allowed, where there is such a number; of an XID its code.
+        detail: of a server that is down, why, without the code.
+    """
+
+    code: SymptomCode
+    level: Literal["warning", "critical"]
+    text: str
+    value: float | None = None
+    limit: float | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A status with its reasons; no reasons when ok."""
+    """What is wrong, the critical first; nothing when ok."""
 
-    status: Status
-    reasons: tuple[str, ...] = ()
+    symptoms: tuple[Symptom, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        """The worst of it."""
+        return max((symptom.level for symptom in self.symptoms), key=_ORDER.index, default="ok")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """All of it in words."""
+        return tuple(symptom.text for symptom in self.symptoms)
 
     @property
     def ok(self) -> bool:
@@ -53,45 +75,47 @@ class Verdict:
 
 def gpu_verdict(gpu: GpuSnapshot, limits: HealthSettings, now: float) -> Verdict:
     """Return the verdict on a GPU; `now` is Unix time, since XID events carry it."""
-    critical: list[str] = []
-    warning: list[str] = []
-    value = gpu.values
+    found: list[Symptom] = []
+    reading = gpu.reading
     if not gpu.up:
-        critical.append(f"not readable: {gpu.reason}")
-    used, total = value.get(("nvidia_gpu_memory_used_bytes", "")), value.get(("nvidia_gpu_memory_total_bytes", ""))
-    if used is not None and total and used / total > limits.gpu_memory_ratio:
-        critical.append(f"memory {used / total:.1%} used, limit {limits.gpu_memory_ratio:.0%}")
-    temperature = value.get(("nvidia_gpu_temperature_celsius", 'sensor="gpu"'))
-    if temperature is not None and temperature > limits.gpu_temperature_celsius:
-        critical.append(f"temperature {temperature:.0f} C, limit {limits.gpu_temperature_celsius:.0f} C")
-    action = value.get(("nvidia_gpu_recovery_action", ""))
+        found.append(Symptom("unreadable", "critical", f"not readable: {gpu.reason}"))
+    used, most = reading.memory_ratio, limits.gpu_memory_ratio
+    if used is not None and used > most:
+        found.append(Symptom("memory", "critical", f"memory {used:.1%} used, limit {most:.0%}", used, most))
+    temperature, hottest = reading.temperature_celsius, limits.gpu_temperature_celsius
+    if temperature is not None and temperature > hottest:
+        text = f"temperature {temperature:.0f} C, limit {hottest:.0f} C"
+        found.append(Symptom("temperature", "critical", text, temperature, hottest))
+    action = reading.recovery_action
     if action:
         name = RECOVERY_ACTIONS[int(action)] if action < len(RECOVERY_ACTIONS) else "unknown"
-        critical.append(f"the driver asks for: {name}")
-    for code, at in sorted(last_xids(gpu).items()):
+        found.append(Symptom("recovery", "critical", f"the driver asks for: {name}", action))
+    for code, _, at in sorted(reading.xids):
         known = XIDS.get(code)
-        if now - at < XID_WINDOW_SECONDS:
+        if at is not None and now - at < XID_WINDOW_SECONDS:
             text = f"XID {code}" + (f": {known.meaning}" if known else "")
-            (critical if known and known.critical else warning).append(text)
-    if value.get(("nvidia_gpu_row_remap_failure", "")):
-        critical.append("row remapping failed")
-    if value.get(("nvidia_gpu_row_remap_pending", "")):
-        warning.append("row remapping waits for a GPU reset")
-    return _verdict(critical, warning)
+            found.append(Symptom("xid", "critical" if known and known.critical else "warning", text, code))
+    if reading.row_remap_failure:
+        found.append(Symptom("row_remap_failure", "critical", "row remapping failed"))
+    if reading.row_remap_pending:
+        found.append(Symptom("row_remap_pending", "warning", "row remapping waits for a GPU reset"))
+    return Verdict(tuple(sorted(found, key=lambda symptom: symptom.level)))  # stable, and critical comes first
 
 
 def engine_verdict(engine: Engine, fetched: Fetched, limits: HealthSettings) -> Verdict:
     """Return the verdict on a server: unreachable, dead behind its page, or without progress."""
     if fetched.page is None:
-        words = _UP_REASONS.get(fetched.reason, fetched.detail or fetched.reason)
-        return Verdict("critical", (f"down ({fetched.reason}): {words}",))
+        why = FETCH[fetched.reason or "internal"]
+        detail = why.meaning + (f": {fetched.detail}" if why.open and fetched.detail else "")
+        return Verdict((Symptom("down", "critical", f"down ({why.code}): {detail}", detail=detail),))
     if engine.healthy is False:
-        return Verdict("critical", ("its page answers, but its own /health says that the engine is dead",))
+        text = "its page answers, but its own /health says that the engine is dead"
+        return Verdict((Symptom("dead", "critical", text),))
     if is_stalled(engine, limits):
-        return Verdict(
-            "critical", (f"no progress for {engine.ring.stalled_seconds():.0f} s although requests are there",)
-        )
-    return Verdict("ok")
+        seconds = engine.ring.stalled_seconds()
+        text = f"no progress for {seconds:.0f} s although requests are there"
+        return Verdict((Symptom("stalled", "critical", text, seconds, limits.engine_stall),))
+    return Verdict()
 
 
 def is_stalled(engine: Engine, limits: HealthSettings) -> bool:
@@ -99,18 +123,6 @@ def is_stalled(engine: Engine, limits: HealthSettings) -> bool:
     return engine.ring.stalled_seconds() >= limits.engine_stall
 
 
-def last_xids(gpu: GpuSnapshot) -> dict[int, float]:
-    """Return XID code -> Unix time of its last event on this GPU."""
-    codes = {labels: at for (family, labels), at in gpu.values.items() if family == XID_LAST}
-    return {int(code): at for labels, at in codes.items() if (code := labels.split('"')[1]).isdigit()}
-
-
 def worst(verdicts: Iterable[Verdict]) -> Status:
     """Return the worst status, ok for none."""
-    order: tuple[Status, ...] = ("ok", "warning", "critical")
-    return max((verdict.status for verdict in verdicts), key=order.index, default="ok")
-
-
-def _verdict(critical: list[str], warning: list[str]) -> Verdict:
-    status: Status = "critical" if critical else "warning" if warning else "ok"
-    return Verdict(status, (*critical, *warning))
+    return max((verdict.status for verdict in verdicts), key=_ORDER.index, default="ok")

@@ -1,23 +1,25 @@
 """The JSON behind the live page: what GPUs and engines do now, and their last ten minutes."""
 
-import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final, Literal
 
 from ... import __version__
 from ...settings.config import HealthSettings
 from ...settings.invocation import as_called
+from ...vocabulary.reasons import GpusCode
 from ...vocabulary.xids import XIDS
 from ..engines.engine import Engine
 from ..engines.history import ReadingRing, Track
 from ..gpus.types import GpuSnapshot
-from ..gpus.xids import TOTAL as XID_TOTAL
 from ..placement.rules import Placed
-from ..promises.alerts import Alerts, alert_rows
-from .health import Verdict, engine_verdict, gpu_verdict, last_xids
+from ..promises.alerts import Alerts
+from ..promises.watch import PromiseRow
+from .health import Verdict, engine_verdict, gpu_verdict
+from .rows import EngineRow, GpuRow, PlacedGpu, Vitals, XidRow
 from .wording import (
-    alert_level,
+    alert_rows,
     engine_notes,
     engine_past,
     engine_state,
@@ -25,37 +27,13 @@ from .wording import (
     gpu_models,
     gpu_notes,
     index_ranges,
+    messages,
     promise_place,
     throttles,
     verdict,
 )
 
-_LABEL_VALUE: Final = re.compile(r'="([^"]*)"')
 _QUANTILES: Final = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-
-_NO_GPU: Final[Mapping[str, str]] = {
-    "no_library": "No GPU is read: libnvidia-ml.so.1 is not here. Install the NVIDIA driver, or in a container ask "
-    "for the 'utility' capability.",
-    "no_driver": "No GPU is read: the NVIDIA driver is not loaded (nvidia-smi says the same).",
-    "no_gpus": "No GPU is read: the driver is loaded but shows none to this process.",
-    "no_permission": "No GPU is read: /dev/nvidiactl refuses this process; it needs write access even to read.",
-    "version_mismatch": "No GPU is read: driver and library differ in version, as after an upgrade without reboot.",
-    "starting": "GPUs are being opened; without persistence mode the driver takes seconds.",
-    "off": "GPUs are switched off in the settings (gpus.enabled).",
-}
-
-
-def messages(gpu_reason: str, engines: Sequence[Engine]) -> list[str]:
-    """Return in words what is missing."""
-    words = []
-    if gpu_reason:
-        words.append(_NO_GPU.get(gpu_reason, f"No GPU is read: {gpu_reason}."))
-    if not engines:
-        words.append(
-            "No engine is known. Start vLLM, then name it: vllm-vitals up --engine http://127.0.0.1:8000, or try "
-            "vllm-vitals up --demo."
-        )
-    return [as_called(sentence) for sentence in words]
 
 
 def vitals(
@@ -66,13 +44,13 @@ def vitals(
     placed: Sequence[Placed],
     limits: HealthSettings,
     *,
-    gpu_reason: str,
+    gpu_reason: GpusCode | Literal[""],
     interval: float,
-    promises: Sequence[Mapping[str, Any]] = (),
+    promises: Sequence[PromiseRow] = (),
     sla: str = "",
     alerts: Alerts,
     scene: str = "",
-) -> dict[str, Any]:
+) -> Vitals:
     """Return the whole answer of /api/vitals; None stands for what is not known."""
     now = time.time()
     servers_of = {gpu.uuid: sorted({row.server for row in placed if row.uuid == gpu.uuid}) for gpu in gpus}
@@ -82,20 +60,20 @@ def vitals(
         for gpu in gpus
     ]
     told = alert_rows(alerts)
-    return {
-        "time": round(now, 3),
-        "version": __version__,
-        "interval_seconds": interval,
-        "scene": scene,
-        "messages": messages(gpu_reason, engines),
-        "verdict": verdict(engine_rows, gpu_rows, promises, told),
-        "sla": sla,
-        "promises": [{**row, "place": promise_place(row)} for row in promises],
-        "alerts": {**told, "rows": [{**row, "level": alert_level(row)} for row in told["rows"]]},
-        "gpu_models": gpu_models(gpu.name for gpu in gpus),
-        "engines": engine_rows,
-        "gpus": gpu_rows,
-    }
+    return Vitals(
+        time=round(now, 3),
+        version=__version__,
+        interval_seconds=interval,
+        scene=scene,
+        messages=[as_called(sentence) for sentence in messages(gpu_reason, engines=len(engines))],
+        verdict=verdict(engine_rows, gpu_rows, promises, told),
+        sla=sla,
+        promises=[replace(row, place=promise_place(row)) for row in promises],
+        alerts=told,
+        gpu_models=gpu_models(gpu.name for gpu in gpus),
+        engines=engine_rows,
+        gpus=gpu_rows,
+    )
 
 
 class EnergyWindow:
@@ -140,7 +118,7 @@ def _engine(
     servers_of: Mapping[str, Sequence[str]],
     limits: HealthSettings,
     interval: float,
-) -> dict[str, Any]:
+) -> EngineRow:
     ring = engine.ring
     last = ring.last
     known = ring.known
@@ -154,85 +132,77 @@ def _engine(
     hits = ring.increase(lambda reading: reading.prefix_hits)
     judged = engine_verdict(engine, engine.latest, limits)
     level, state = engine_state(up=engine.latest.page is not None, reason=engine.latest.reason, judged=judged)
-    gpus = {row.uuid: {"gpu": row.gpu, "uuid": row.uuid, "source": row.source} for row in rows if row.uuid}
-    row: dict[str, Any] = {
-        "server": engine.server,
-        "url": engine.settings.url,
-        "origin": engine.origin,
-        "kind": known.kind if known else "unknown",
-        "up": engine.latest.page is not None,
-        "reason": engine.latest.reason,
-        "status": judged.status,
-        "reasons": judged.reasons,
-        "level": level,
-        "state": state,
-        "models": sorted({model for _, model in pairs if model}),
-        "engines": sorted({index for index, _ in pairs}),
-        "restarts": ring.restarts,
-        "past": engine_past(len({index for index, _ in pairs}), ring.restarts),
-        "running": last.running if last else None,
-        "waiting": last.waiting if last else None,
-        "kv_cache_ratio": last.kv_cache_ratio if last else None,
-        "prefix_hit_ratio": hits[0] / queries[0] if queries and hits and queries[0] > 0 else None,
-        "preemptions_per_second": ring.rate(lambda reading: reading.preemptions),
-        "finished_per_second": ring.rate(lambda reading: reading.finished),
-        "prompt_tokens_per_second": ring.rate(lambda reading: reading.prompt_tokens),
-        "generation_tokens_per_second": ring.rate(lambda reading: reading.generation_tokens),
-        "ttft_seconds": {name: ring.quantile(q, lambda reading: reading.ttft) for name, q in _QUANTILES},
-        "tpot_seconds": {name: ring.quantile(q, lambda reading: reading.tpot) for name, q in _QUANTILES},
-        "gpus": list(gpus.values()),
-        "gpu_indices": index_ranges(int(one["gpu"]) for one in gpus.values() if one["gpu"].isdigit()),
-        "gpu_source": rows[0].source if rows else "unknown",
-        "joules_per_output_token": joules_per_output_token(ring, watts),
-        "history": {name: track.points() for name, track in engine.tracks.items()},
-    }
-    return {**row, "notes": engine_notes(row, interval)}
+    gpus = list({row.uuid: PlacedGpu(row.gpu, row.uuid, row.source) for row in rows if row.uuid}.values())
+    row = EngineRow(
+        server=engine.server,
+        url=engine.settings.url,
+        origin=engine.origin,
+        kind=known.kind if known else "unknown",
+        up=engine.latest.page is not None,
+        reason=engine.latest.reason,
+        status=judged.status,
+        reasons=judged.reasons,
+        symptoms=judged.symptoms,
+        level=level,
+        state=state,
+        models=sorted({model for _, model in pairs if model}),
+        engines=sorted({index for index, _ in pairs}),
+        restarts=ring.restarts,
+        past=engine_past(len({index for index, _ in pairs}), ring.restarts),
+        running=last.running if last else None,
+        waiting=last.waiting if last else None,
+        kv_cache_ratio=last.kv_cache_ratio if last else None,
+        prefix_hit_ratio=hits[0] / queries[0] if queries and hits and queries[0] > 0 else None,
+        preemptions_per_second=ring.rate(lambda reading: reading.preemptions),
+        finished_per_second=ring.rate(lambda reading: reading.finished),
+        prompt_tokens_per_second=ring.rate(lambda reading: reading.prompt_tokens),
+        generation_tokens_per_second=ring.rate(lambda reading: reading.generation_tokens),
+        ttft_seconds={name: ring.quantile(q, lambda reading: reading.ttft) for name, q in _QUANTILES},
+        tpot_seconds={name: ring.quantile(q, lambda reading: reading.tpot) for name, q in _QUANTILES},
+        gpus=gpus,
+        gpu_indices=index_ranges(int(one.gpu) for one in gpus if one.gpu.isdigit()),
+        gpu_source=rows[0].source if rows else "unknown",
+        joules_per_output_token=joules_per_output_token(ring, watts),
+        history={name: track.points() for name, track in engine.tracks.items()},
+    )
+    return replace(row, notes=engine_notes(row, interval))
 
 
-def _gpu(
-    gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], judged: Verdict, now: float
-) -> dict[str, Any]:
-    def value(family: str, labels: str = "") -> float | None:
-        return gpu.values.get((family, labels)) if gpu.up else None
-
-    held = [
-        reason[1]
-        for (family, labels), active in gpu.values.items()
-        if family == "nvidia_gpu_throttle_active" and active and (reason := _LABEL_VALUE.search(labels))
-    ]
-    at = last_xids(gpu)
-    power = value("nvidia_gpu_power_watts", 'kind="average"')
-    row: dict[str, Any] = {
-        "gpu": str(gpu.index),
-        "uuid": gpu.uuid,
-        "name": gpu.name,
-        "up": gpu.up,
-        "reason": gpu.reason,
-        "status": judged.status,
-        "reasons": judged.reasons,
-        "servers": servers,
-        "age_seconds": round(time.monotonic() - gpu.taken_at, 1) if gpu.taken_at else None,
-        "utilization_ratio": value("nvidia_gpu_utilization_ratio"),
-        "memory_used_bytes": value("nvidia_gpu_memory_used_bytes"),
-        "memory_total_bytes": value("nvidia_gpu_memory_total_bytes"),
-        "power_watts": power if power is not None else value("nvidia_gpu_power_watts", 'kind="instant"'),
-        "power_limit_watts": value("nvidia_gpu_power_limit_watts", 'kind="enforced"'),
-        "temperature_celsius": value("nvidia_gpu_temperature_celsius", 'sensor="gpu"'),
-        "memory_temperature_celsius": value("nvidia_gpu_temperature_celsius", 'sensor="memory"'),
-        "sm_active_ratio": value("nvidia_gpu_sm_active_ratio"),
-        "dram_active_ratio": value("nvidia_gpu_dram_active_ratio"),
-        "throttle": throttles(held),
-        "xid": [
-            {
-                "xid": code,
-                "count": gpu.values.get((XID_TOTAL, f'xid="{code}"')),
-                "last_timestamp_seconds": at[code],
-                "meaning": XIDS[code].meaning if code in XIDS else "",
-                "critical": code in XIDS and XIDS[code].critical,
-            }
-            for code in sorted(at)
+def _gpu(gpu: GpuSnapshot, tracks: Mapping[str, Track], servers: Sequence[str], judged: Verdict, now: float) -> GpuRow:
+    reading = gpu.reading
+    row = GpuRow(
+        gpu=str(gpu.index),
+        uuid=gpu.uuid,
+        name=gpu.name,
+        up=gpu.up,
+        reason=gpu.reason,
+        status=judged.status,
+        reasons=judged.reasons,
+        symptoms=judged.symptoms,
+        servers=servers,
+        age_seconds=round(time.monotonic() - gpu.taken_at, 1) if gpu.taken_at else None,
+        utilization_ratio=reading.utilization_ratio,
+        memory_used_bytes=reading.memory_used_bytes,
+        memory_total_bytes=reading.memory_total_bytes,
+        power_watts=reading.power_watts,
+        power_limit_watts=reading.power_limit_watts,
+        temperature_celsius=reading.temperature_celsius,
+        memory_temperature_celsius=reading.memory_temperature_celsius,
+        sm_active_ratio=reading.sm_active_ratio,
+        dram_active_ratio=reading.dram_active_ratio,
+        throttle=throttles(reading.throttles),
+        xid=[
+            XidRow(
+                xid=code,
+                count=count,
+                last_timestamp_seconds=at,
+                meaning=XIDS[code].meaning if code in XIDS else "",
+                critical=code in XIDS and XIDS[code].critical,
+            )
+            for code, count, at in sorted(reading.xids)
+            if at is not None
         ],
-        "history": {name: track.points() for name, track in tracks.items()},
-    }
+        history={name: track.points() for name, track in tracks.items()},
+    )
     notes = gpu_notes(row, now)
-    return {**row, "level": gpu_level(notes), "notes": notes}
+    return replace(row, level=gpu_level(notes), notes=notes)

@@ -13,6 +13,7 @@ import psutil
 from ...runtime.background import Background
 from ...runtime.exchange import exchange
 from ...runtime.log_once import LogOnce
+from ...vocabulary.reasons import HostCode
 from ..pages.samples import Sample, label_pairs
 
 log = logging.getLogger("vllm_vitals")
@@ -222,5 +223,5 @@ class Host:
         self._read_at = time.monotonic()
 
 
-def _up(reason: str) -> Sample:
+def _up(reason: HostCode | Literal[""]) -> Sample:
     return Sample("vllm_vitals_host_up", label_pairs(reason=reason), 0 if reason else 1)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from ...vocabulary.ours import ENGINE_PROCESS_PREFIXES, HTTP_HANDLERS, HTTP_REQUESTS, HTTP_STATUSES, OURS, RENAMES
 from .samples import label_pairs
-from .skeleton import VALUE, Family, Skeleton, skeleton
+from .skeleton import VALUE, FamilyLines, Skeleton, skeleton
 
 _NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _LABEL_NAME = rb"[a-zA-Z_][a-zA-Z0-9_]*+"
@@ -66,7 +66,7 @@ class ServerPage(NamedTuple):
         type_conflicts: families stated twice with different types.
     """
 
-    families: dict[bytes, Family]
+    families: dict[bytes, FamilyLines]
     samples: int
     dropped_lines: int
     duplicates: int
@@ -87,7 +87,7 @@ class _Plan(NamedTuple):
     targets: tuple[tuple[bytes, bytes], ...]
 
 
-_NO_HTTP_REQUESTS: Final = Family(
+_NO_HTTP_REQUESTS: Final = FamilyLines(
     b"counter",
     b"# HELP %b HTTP requests by handler, method and status.\n# TYPE %b counter\n" % (_HTTP_REQUESTS, _HTTP_REQUESTS),
     b"",
@@ -101,13 +101,13 @@ class _Assembly:
     """A page's families while they come together."""
 
     def __init__(self) -> None:
-        self.families: dict[bytes, Family] = {}
+        self.families: dict[bytes, FamilyLines] = {}
         self.strangers: list[bytes] = []
         self.dropped = 0
         self.duplicates = 0
         self.conflicts = 0
 
-    def take(self, name: bytes, family: Family) -> None:
+    def take(self, name: bytes, family: FamilyLines) -> None:
         """Add a family; one that is there already keeps its header and its series."""
         earlier = self.families.get(name)
         if earlier is None:
@@ -123,7 +123,7 @@ class _Assembly:
         for line in self.strangers:
             name = line[: line.index(b"{")]
             owner = next((base for base in _bases(name) if self._owns(base, name)), name)
-            self.families.setdefault(owner, Family(b"untyped", b"", b""))
+            self.families.setdefault(owner, FamilyLines(b"untyped", b"", b""))
             self._append(owner, line)
 
     def _owns(self, base: bytes, name: bytes) -> bool:
@@ -197,7 +197,7 @@ class Relabeler:
                     regular = False
                     labelled = self._line_by_line(plan, target, lines, result)
                 slices[target] = (first, seen)
-                result.take(target, Family(plan.kind, header, labelled))
+                result.take(target, FamilyLines(plan.kind, header, labelled))
         result.settle()
         if b"\n# TYPE vllm:" in page or _HTTP_REQUESTS in result.families:
             self._add_http_zeros(result.families)
@@ -252,7 +252,7 @@ class Relabeler:
                 result.strangers.append(labelled)
         return b"".join(good.values())
 
-    def _add_http_zeros(self, families: dict[bytes, Family]) -> None:
+    def _add_http_zeros(self, families: dict[bytes, FamilyLines]) -> None:
         """Give every handler its children for all outcomes."""
         family = families.get(_HTTP_REQUESTS, _NO_HTTP_REQUESTS)
         labels = [dict(_EACH_LABEL.findall(line)) for line in family.lines.split(b"\n") if line]

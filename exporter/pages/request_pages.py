@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from ...vocabulary.exposition_formats import REQUEST_PAGE_BEGIN
 from .samples import label_pairs
+from .skeleton import FamilyLines
 
 _EXEMPLAR_CHARACTERS: Final = 128  # OpenMetrics 1.0: names and values of an exemplar's labels together
 
@@ -35,14 +36,6 @@ _SUFFIXES: Final = {
 }
 
 
-class Family(NamedTuple):
-    """A family of one engine: type, TYPE, UNIT and HELP lines, labelled samples."""
-
-    kind: bytes
-    header: bytes
-    lines: bytes
-
-
 class RequestPage(NamedTuple):
     """An engine's page.
 
@@ -52,7 +45,7 @@ class RequestPage(NamedTuple):
         duplicates: samples whose series stood there already.
     """
 
-    families: dict[bytes, Family]
+    families: dict[bytes, FamilyLines]
     dropped_lines: int
     duplicates: int
 
@@ -103,7 +96,7 @@ def relabelled(page: bytes, server: str, *, openmetrics: bool) -> RequestPage:
         labels = b"".join(b",%b=%b" % (_exported(key, pairs), value) for key, value in pairs)
         samples[family][series] = b"%b{%b%b}%b\n" % (name, label, labels, behind)
     families = {
-        name: Family(kinds[name], b"\n".join((*headers[name], b"")), b"".join(samples[name].values()))
+        name: FamilyLines(kinds[name], b"\n".join((*headers[name], b"")), b"".join(samples[name].values()))
         for name in kinds
         if samples[name]
     }

@@ -17,8 +17,8 @@ _VALUES: Final = re.compile(rb"(?:%b )*+" % VALUE)
 _BOUND_BYTES: Final = 1 << 20  # a skeleton is twice its page
 
 
-class Family(NamedTuple):
-    """One family of one server: `header` holds its HELP and TYPE lines, `lines` its labelled samples."""
+class FamilyLines(NamedTuple):
+    """One family of one server: `header` holds its HELP, TYPE and UNIT lines, `lines` its labelled samples."""
 
     kind: bytes
     header: bytes
@@ -34,7 +34,9 @@ class Skeleton:
         slices: family -> which of the page's sample lines, first and behind the last, its lines begin with, in order.
     """
 
-    def __init__(self, page: bytes, families: Mapping[bytes, Family], slices: Mapping[bytes, tuple[int, int]]) -> None:
+    def __init__(
+        self, page: bytes, families: Mapping[bytes, FamilyLines], slices: Mapping[bytes, tuple[int, int]]
+    ) -> None:
         lines = page.split(b"\n")
         is_sample = [bool(line) and not line.startswith(b"#") for line in lines]
         self._lines = len(lines)
@@ -52,7 +54,7 @@ class Skeleton:
         ]
         self.samples = sum(family.lines.count(b"\n") for family in families.values())
 
-    def fill(self, page: bytes) -> dict[bytes, Family] | None:
+    def fill(self, page: bytes) -> dict[bytes, FamilyLines] | None:
         """Return the families with the values of this page, None when it has another skeleton."""
         lines = page.split(b"\n")
         if len(lines) != self._lines or b"".join(self._comments(lines)) != self._comment_text:
@@ -64,12 +66,14 @@ class Skeleton:
         if _VALUES.fullmatch(b" ".join(values) + b" ") is None:
             return None
         return {
-            name: Family(family.kind, family.header, template % values[first:last]) if template else family
+            name: FamilyLines(family.kind, family.header, template % values[first:last]) if template else family
             for name, family, template, first, last in self._families
         }
 
 
-def skeleton(page: bytes, families: Mapping[bytes, Family], slices: Mapping[bytes, tuple[int, int]]) -> Skeleton | None:
+def skeleton(
+    page: bytes, families: Mapping[bytes, FamilyLines], slices: Mapping[bytes, tuple[int, int]]
+) -> Skeleton | None:
     """Return the page's skeleton, None where it is not worth having."""
     if len(page) > _BOUND_BYTES or sum(last - first for first, last in slices.values()) < 2:
         return None

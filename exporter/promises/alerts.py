@@ -207,24 +207,3 @@ def _words(problem: Exception) -> str:
     if isinstance(problem, ConnectionRefusedError):
         return "nobody listens there"
     return getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
-
-
-def alert_rows(alerts: Alerts) -> dict[str, Any]:
-    """Return the alerts as /api/vitals tells them."""
-    return {
-        "sources": [{"name": one.name, "url": one.url, "error": one.error} for one in alerts.sources],
-        "total": alerts.total,
-        "rows": [
-            {
-                "name": one.name,
-                "severity": one.severity,
-                "state": one.state,
-                "since": one.since,
-                "labels": dict(one.labels),
-                "summary": one.annotations.get("summary", ""),
-                "description": one.annotations.get("description", ""),
-                "runbook_url": one.annotations.get("runbook_url", ""),
-            }
-            for one in alerts.rows
-        ],
-    }

@@ -9,7 +9,9 @@ from .record import Count
 
 State = Literal["kept", "burning", "broken", "unknown"]
 FIGURE_SECONDS: Final = 300.0  # the page's figure is about so long
-_LEVELS: Final[Mapping[Severity, str]] = {"page": "critical", "ticket": "warning", "off": "note"}
+# note: worth a word, no alarm; wait: not known yet.
+Level = Literal["note", "ok", "wait", "warning", "critical"]
+_LEVELS: Final[Mapping[Severity, Level]] = {"page": "critical", "ticket": "warning", "off": "note"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,11 @@ class Standing:
     words: str
 
     @property
-    def level(self) -> str:
+    def level(self) -> Level:
         """How loud it is on the page."""
         if self.tier is not None:
             return _LEVELS[self.tier.severity]
-        return {"kept": "ok", "broken": "note"}.get(self.state, "wait")
+        return "ok" if self.state == "kept" else "note" if self.state == "broken" else "wait"
 
 
 def stands(promised: Promised, within: Callable[[float], Count], seconds: float) -> Standing:

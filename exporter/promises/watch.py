@@ -2,15 +2,45 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..engines.engine import Engine
 from ..pages.request_pages import RequestPage
 from .events import Group
 from .promised import Promised, Promises
 from .record import NOTHING, Count, PromiseRecord
-from .verdict import FIGURE_SECONDS, Standing, State, hurts, stands
+from .verdict import FIGURE_SECONDS, Level, Standing, State, hurts, stands
+
+
+@dataclass(frozen=True, slots=True)
+class PromiseRow:
+    """How one promise stands for one budget, as /api/vitals tells it.
+
+    Attributes:
+        good_ratio, events: of the last minutes.
+        since: Unix time at which the state began.
+        hurts: the servers where it is missed.
+        place: where it hurts, in words; the page fills it in.
+    """
+
+    service: str
+    indicator: str
+    title: str
+    promise: str
+    target_ratio: float
+    labels: Mapping[str, str]
+    servers: Sequence[str]
+    state: State
+    level: Level
+    severity: str
+    burn_tier: str
+    good_ratio: float | None
+    events: float
+    since: float | None
+    hurts: Sequence[str]
+    words: str
+    place: str = ""
 
 
 class PromiseWatch:
@@ -33,7 +63,7 @@ class PromiseWatch:
         self._restarts: dict[str, int] = {}  # of each server, as of the last look
         self._due = 0.0
         self._since: dict[tuple[int, Group], tuple[State, float]] = {}
-        self.rows: list[dict[str, object]] = [
+        self.rows: list[PromiseRow] = [
             _row(promised, (), (), Standing("unknown", None, NOTHING, "not looked at yet"))
             for promised in promises.rows
         ]
@@ -66,7 +96,7 @@ class PromiseWatch:
 
     def _judge(self, now: float) -> None:
         """Judge every promise by what was counted up to the last mark; `now` is Unix time."""
-        rows: list[dict[str, object]] = []
+        rows: list[PromiseRow] = []
         since: dict[tuple[int, Group], tuple[State, float]] = {}
         for place, promised in enumerate(self._promises.rows):
             groups = self._record.groups(place)
@@ -118,23 +148,23 @@ def _row(
     standing: Standing,
     hurting: Sequence[str] = (),
     since: float = 0.0,
-) -> dict[str, object]:
+) -> PromiseRow:
     recent, tier = standing.recent, standing.tier
-    return {
-        "service": promised.service,
-        "indicator": promised.indicator,
-        "title": promised.title,
-        "promise": promised.text,
-        "target_ratio": promised.target,
-        "labels": dict(group),
-        "servers": list(servers),
-        "state": standing.state,
-        "level": standing.level,
-        "severity": tier.severity if tier else "",
-        "burn_tier": tier.name if tier else "",
-        "good_ratio": None if recent.ratio is None else 1 - recent.ratio,
-        "events": recent.total,
-        "since": since or None,
-        "hurts": list(hurting),
-        "words": standing.words,
-    }
+    return PromiseRow(
+        service=promised.service,
+        indicator=promised.indicator,
+        title=promised.title,
+        promise=promised.text,
+        target_ratio=promised.target,
+        labels=dict(group),
+        servers=list(servers),
+        state=standing.state,
+        level=standing.level,
+        severity=tier.severity if tier else "",
+        burn_tier=tier.name if tier else "",
+        good_ratio=None if recent.ratio is None else 1 - recent.ratio,
+        events=recent.total,
+        since=since or None,
+        hurts=list(hurting),
+        words=standing.words,
+    )

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 
 import pytest
-from vllm_vitals.demo.engine import Engine
+from vllm_vitals.demo.engine import SimulatedEngine
 from vllm_vitals.demo.families import ENGINE
 from vllm_vitals.demo.fleet import Fleet
 from vllm_vitals.demo.scenes import SCENES
@@ -34,7 +34,7 @@ def check_histograms(page: dict[str, dict[str, float]]) -> None:
         assert sorted(values[-1] for values in rows.values()) == sorted(page[f"{base}_count"].values()), name
 
 
-def check_engine(page: dict[str, dict[str, float]], index: int, engine: Engine) -> None:
+def check_engine(page: dict[str, dict[str, float]], index: int, engine: SimulatedEngine) -> None:
     def of(name: str) -> dict[str, float]:
         return {labels: value for labels, value in page[name].items() if f'engine="{index}"' in labels}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm_vitals.demo.blocks import BlockPool, Chain
-from vllm_vitals.demo.engine import BLOCK_SIZE, Engine, EngineConfig, StepCost, _State
+from vllm_vitals.demo.engine import BLOCK_SIZE, EngineConfig, SimulatedEngine, StepCost, _State
 from vllm_vitals.demo.workload import CHAT, Request
 
 COST = StepCost(base=0.010, prefill=1e-4, sequence=1e-4, context=0.0)
@@ -32,14 +32,14 @@ def request(number: int, arrival: float = 0.0, prompt: int = 32, output: int = 1
     return Request(number=number, arrival=arrival, prompt_tokens=prompt, output_tokens=output, **(fields | changes))
 
 
-def run(engine: Engine, *requests: Request, to: float = 100.0):
+def run(engine: SimulatedEngine, *requests: Request, to: float = 100.0):
     for one in requests:
         engine.submit(one)
     return engine.advance(to)
 
 
 def test_one_request_takes_a_step_for_its_prompt_and_one_for_each_further_token():
-    engine = Engine(config())
+    engine = SimulatedEngine(config())
     (outcome,) = run(engine, request(1, arrival=1.0, prompt=100, output=5))
     prompt_step = COST.base + 100 * COST.prefill
     decode_step = COST.base + COST.sequence
@@ -48,24 +48,24 @@ def test_one_request_takes_a_step_for_its_prompt_and_one_for_each_further_token(
 
 
 def test_a_request_that_reaches_max_tokens_ends_with_length():
-    (outcome,) = run(Engine(config()), request(1, output=7, max_tokens=7))
+    (outcome,) = run(SimulatedEngine(config()), request(1, output=7, max_tokens=7))
     assert outcome.reason == "length"
 
 
 def test_long_prompts_go_through_in_chunks_of_the_token_budget():
-    engine = Engine(config(max_num_batched_tokens=64))
+    engine = SimulatedEngine(config(max_num_batched_tokens=64))
     run(engine, request(1, prompt=300, output=1))
     assert engine._steps == math.ceil(300 / 64)
 
 
 def test_sequences_start_in_the_order_of_arrival():
-    engine = Engine(config(max_num_seqs=1))
+    engine = SimulatedEngine(config(max_num_seqs=1))
     outcomes = run(engine, *(request(n, arrival=n / 1000, output=3) for n in range(1, 6)))
     assert [outcome.request.number for outcome in outcomes] == [1, 2, 3, 4, 5]
 
 
 def test_waiting_for_the_running_step_is_ingress_and_not_queue_time():
-    engine = Engine(config())
+    engine = SimulatedEngine(config())
     run(engine, request(1, prompt=128, output=1), request(2, arrival=0.005, prompt=16, output=1))
     queue = engine.stats.histograms["vllm:request_queue_time_seconds"]
     assert queue.sum == pytest.approx(0.0)
@@ -73,7 +73,7 @@ def test_waiting_for_the_running_step_is_ingress_and_not_queue_time():
 
 
 def test_a_repeated_prefix_is_served_from_the_cache_in_whole_blocks():
-    engine = Engine(config())
+    engine = SimulatedEngine(config())
     run(engine, request(1, prompt=100, prefix="system", prefix_tokens=72))
     run(engine, request(2, arrival=101.0, prompt=100, prefix="system", prefix_tokens=72), to=200.0)
     assert engine.stats.prefix_queries == 200
@@ -81,21 +81,21 @@ def test_a_repeated_prefix_is_served_from_the_cache_in_whole_blocks():
 
 
 def test_the_next_turn_finds_prompt_and_answer_of_the_turn_before():
-    engine = Engine(config())
+    engine = SimulatedEngine(config())
     run(engine, request(1, prompt=64, output=33))  # 64 + 32 tokens are in the cache: the last one is never fed back
     run(engine, request(2, arrival=101.0, prompt=120, session=1), to=200.0)
     assert engine.stats.prefix_hits == 96
 
 
 def test_a_prompt_that_is_wholly_cached_still_computes_its_last_block():
-    engine = Engine(config())
+    engine = SimulatedEngine(config())
     run(engine, request(1, prompt=64, output=1))
     run(engine, request(2, arrival=101.0, prompt=64, output=1, session=1), to=200.0)
     assert engine.stats.prefix_hits == 48
 
 
 def test_the_last_come_sequence_is_preempted_and_computed_again():
-    engine = Engine(config(max_model_len=256, num_gpu_blocks=20))
+    engine = SimulatedEngine(config(max_model_len=256, num_gpu_blocks=20))
     outcomes = run(engine, request(1, prompt=128, output=100), request(2, prompt=128, output=100))
     assert engine.stats.preemptions == 1
     assert [outcome.request.number for outcome in outcomes] == [1, 2]
@@ -106,7 +106,7 @@ def test_the_last_come_sequence_is_preempted_and_computed_again():
 
 
 def test_an_abort_leaves_its_tokens_and_nothing_else():
-    engine = Engine(config())
+    engine = SimulatedEngine(config())
     (outcome,) = run(engine, request(1, output=300, gives_up=0.5))
     assert (outcome.reason, outcome.at) == ("abort", 0.5)
     assert engine.stats.generation_tokens == outcome.generated > 10
@@ -115,7 +115,7 @@ def test_an_abort_leaves_its_tokens_and_nothing_else():
 
 
 def test_a_stalled_engine_keeps_its_sequences_and_makes_no_token():
-    engine = Engine(config())
+    engine = SimulatedEngine(config())
     run(engine, request(1, output=300), to=1.0)
     before = engine.stats.generation_tokens
     work = engine.work
@@ -125,7 +125,7 @@ def test_a_stalled_engine_keeps_its_sequences_and_makes_no_token():
 
 
 def test_slower_clocks_stretch_the_steps():
-    fast, slow = Engine(config()), Engine(config())
+    fast, slow = SimulatedEngine(config()), SimulatedEngine(config())
     slow.slowdown = 0.5
     (at_full,), (at_half,) = run(fast, request(1)), run(slow, request(1))
     assert at_half.at - 0.001 == pytest.approx(2 * (at_full.at - 0.001))
@@ -147,7 +147,7 @@ def test_idle_blocks_go_oldest_first_when_room_is_needed():
     assert pool.acquire(Chain("", 0, 1), 4, 4) == 1
 
 
-def blocks_by_recount(engine: Engine) -> int:
+def blocks_by_recount(engine: SimulatedEngine) -> int:
     """Blocks in use, counted sequence by sequence in the middle of a step."""
     shared = {seq.chain.prefix: seq.chain.prefix_blocks for seq in engine._running}
     own = 0
@@ -176,7 +176,9 @@ requests_strategy = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(rows=requests_strategy, blocks=st.integers(17, 60), budget=st.integers(9, 300), batch=st.integers(1, 8))
 def test_every_request_leaves_and_every_block_comes_back(rows, blocks, budget, batch):
-    engine = Engine(config(max_model_len=256, num_gpu_blocks=blocks, max_num_batched_tokens=budget, max_num_seqs=batch))
+    engine = SimulatedEngine(
+        config(max_model_len=256, num_gpu_blocks=blocks, max_num_batched_tokens=budget, max_num_seqs=batch)
+    )
     lengths: dict[str, int] = {}  # a prefix has one length
     for number, (arrival, prompt, output, prefix, wanted, patience) in enumerate(rows):
         length = lengths.setdefault(prefix, wanted) if prefix else 0

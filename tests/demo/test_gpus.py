@@ -228,8 +228,7 @@ def test_the_exporter_collects_from_it_and_counts_its_xid():
         until(lambda: [gpu.up for gpu in monitor.snapshots()] == [True] * 8)
         fleet.advance(31.0)
         until(lambda: monitor.snapshots()[1].reason == "lost")
-        counted = ("nvidia_gpu_xid_errors_total", 'xid="79"')
-        until(lambda: monitor.snapshots()[1].values.get(counted) == 1)
+        until(lambda: [one.times for one in monitor.snapshots()[1].reading.xids if one.code == 79] == [1])
         assert [gpu.up for gpu in monitor.snapshots()] == [index != 1 for index in range(8)]
         fleet.advance(91.0)
         until(lambda: monitor.snapshots()[1].up)

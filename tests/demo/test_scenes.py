@@ -1,19 +1,19 @@
 """Each scene shows what its description says, in its first cycle and in a later one."""
 
 import pytest
-from vllm_vitals.demo.engine import Engine
+from vllm_vitals.demo.engine import SimulatedEngine
 from vllm_vitals.demo.fleet import Fleet
 from vllm_vitals.demo.scenes import SCENES
 from vllm_vitals.exporter.gpus.types import GpuError
 
 
-def mean(engine: Engine, family: str, since: tuple[int, float] = (0, 0.0)) -> float:
+def mean(engine: SimulatedEngine, family: str, since: tuple[int, float] = (0, 0.0)) -> float:
     """Mean of what a histogram observed since an earlier `mark`."""
     histogram = engine.stats.histograms[family]
     return (histogram.sum - since[1]) / (histogram.count - since[0])
 
 
-def mark(engine: Engine, family: str) -> tuple[int, float]:
+def mark(engine: SimulatedEngine, family: str) -> tuple[int, float]:
     histogram = engine.stats.histograms[family]
     return histogram.count, histogram.sum
 

@@ -6,7 +6,9 @@ import pytest
 from support.faulty_server import FaultyServer, page, status
 from support.http import free_port
 from support.waiting import wait_for
-from vllm_vitals.exporter.promises.alerts import Alert, AlertWatch, alert_rows, joined
+from vllm_vitals.exporter.live.rows import plain
+from vllm_vitals.exporter.live.wording import alert_rows
+from vllm_vitals.exporter.promises.alerts import Alert, AlertWatch, joined
 
 
 def prometheus(*alerts):
@@ -54,8 +56,8 @@ def test_pending_and_firing_alerts_come_with_what_alertmanager_does_about_them()
         ("A", "silenced"),
     ]
     assert found.rows[0].labels["cluster"] == "x"
-    (first, *_) = alert_rows(found)["rows"]
-    assert first["since"] == pytest.approx(1796103900.0)
+    (first, *_) = alert_rows(found).rows
+    assert first.since == pytest.approx(1796103900.0)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_rows_of_another_form_are_no_failure(rows):
     with FaultyServer(a=page(json.dumps(rows).encode())) as server:
         found = asked(alertmanager=f"{server.url}/a")
     assert not found.sources[0].error
-    assert json.dumps(alert_rows(found))
+    assert json.dumps(alert_rows(found), default=plain)
 
 
 def test_two_alerts_of_one_name_keep_their_own_state():

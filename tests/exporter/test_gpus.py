@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import fields
 
 import pytest
 from fake_nvml.state import ALL, NO_GPU
@@ -13,7 +14,8 @@ from vllm_vitals.exporter.gpus.groups import FAMILY_GROUPS
 from vllm_vitals.exporter.gpus.monitor import GpuMonitor, GpuProcess, GpuSnapshot
 from vllm_vitals.exporter.gpus.nvml.fields import ALL_LINKS, FIELDS
 from vllm_vitals.exporter.gpus.nvml.source import NvmlSource
-from vllm_vitals.exporter.pages.samples import page
+from vllm_vitals.exporter.gpus.reading import GpuReading, reading_of
+from vllm_vitals.exporter.pages.samples import Sample, page
 from vllm_vitals.vocabulary.ours import NVIDIA_GPU, OURS
 from vllm_vitals.vocabulary.xids import CRITICAL_XIDS
 
@@ -52,7 +54,11 @@ def text_of(monitor):
 
 
 def value(snapshot: GpuSnapshot, family: str, labels: str = "") -> float | None:
-    return snapshot.values.get((family, labels))
+    return values(snapshot).get((family, labels))
+
+
+def values(snapshot: GpuSnapshot) -> dict[tuple[str, str], float]:
+    return {(family, labels): value for family, labels, value in snapshot.samples}
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +98,33 @@ def test_eight_gpus_come_up_with_identity_and_base_units(driver):
     assert 'mig_mode="disabled"' in text
 
 
+def test_what_health_and_the_live_page_use_is_read_out_as_values(driver):
+    driver.state.set(0, "reasons", 0x4 | 0x40)
+    with monitoring() as monitor:
+        wait_until(lambda: all_up(monitor))
+        first = wait_until(lambda: (one := monitor.snapshots()[0]).reading.sm_active_ratio and one)
+        driver.state.lose(0)
+        lost = wait_until(lambda: not (one := monitor.snapshots()[0]).up and one)
+    reading = first.reading
+    told = [getattr(reading, field.name) for field in fields(GpuReading)]
+    assert None not in told
+    assert (reading.utilization_ratio, reading.memory_total_bytes) == (1.0, 85_520_809_984)
+    assert (reading.power_average_watts, reading.power_instant_watts, reading.power_watts) == (630.12, 631.95, 630.12)
+    assert reading.power_limit_watts == value(first, "nvidia_gpu_power_limit_watts", 'kind="enforced"')
+    assert (reading.temperature_celsius, reading.memory_temperature_celsius) == (59, 54)
+    assert (reading.sm_active_ratio, reading.dram_active_ratio) == (0.83, 0.52)
+    assert set(reading.throttles) == {"sw_power_cap", "hw_thermal"}
+    assert lost.reading == GpuReading(xids=lost.reading.xids)
+    assert lost.reading.xids
+
+
+def test_a_gpu_that_only_tells_instant_power_has_its_power_read_out():
+    samples = [Sample("nvidia_gpu_power_watts", 'kind="instant"', 70.5)]
+    reading = reading_of(samples)
+    assert (reading.power_average_watts, reading.power_watts) == (None, 70.5)
+    assert reading_of([]) == GpuReading()
+
+
 def test_the_page_holds_only_families_of_the_vocabulary_and_no_series_twice(driver):
     with monitoring() as monitor:
         wait_until(lambda: all_up(monitor))
@@ -124,7 +157,7 @@ def test_what_the_gpu_does_not_support_is_absent_and_not_zero(driver):
     driver.state.field(ALL, 82, 0, code=3)
     with monitoring() as monitor:
         first = wait_until(lambda: all_up(monitor))[0]
-    assert not {family for family, _ in first.values} & {
+    assert not {family for family, _ in values(first)} & {
         "nvidia_gpu_energy_joules_total",
         "nvidia_gpu_remapped_rows",
         "nvidia_gpu_bar1_memory_total_bytes",
@@ -203,7 +236,7 @@ def test_throttling_shows_as_active_and_as_seconds(driver):
     driver.state.set(0, "ns_power", 2_500_000_000)
     with monitoring() as monitor:
         first = wait_until(lambda: all_up(monitor))[0]
-    active = {labels for (family, labels), on in first.values.items() if family == "nvidia_gpu_throttle_active" and on}
+    active = {labels for (family, labels), on in values(first).items() if family == "nvidia_gpu_throttle_active" and on}
     assert active == {'reason="sw_power_cap"', 'reason="hw_thermal"'}
     assert value(first, "nvidia_gpu_throttle_seconds_total", 'reason="sw_power_cap"') == 2.5
 
@@ -411,7 +444,7 @@ def test_no_permission_drops_the_call_and_says_so_once(driver, caplog):
     driver.state.error("nvmlDeviceGetTotalEccErrors", ALL, 4)
     with monitoring() as monitor:
         first = wait_until(lambda: all_up(monitor))[0]
-    assert "nvidia_gpu_ecc_errors_total" not in {family for family, _ in first.values}
+    assert "nvidia_gpu_ecc_errors_total" not in {family for family, _ in values(first)}
     assert [record.message for record in caplog.records if "ECC" in record.message] == [
         "NVML does not permit this exporter to read: ECC errors"
     ]
@@ -432,7 +465,7 @@ def test_an_unexpected_code_is_counted_and_the_rest_of_the_cycle_stays(driver):
 
 
 def xid_line(snapshot, code):
-    return value(snapshot, "nvidia_gpu_xid_errors_total", f'xid="{code}"')
+    return next((one.times for one in snapshot.reading.xids if one.code == code), None)
 
 
 def test_critical_xids_are_there_with_0_before_the_first_event(driver):
@@ -452,10 +485,14 @@ def test_an_xid_is_counted_once_and_a_repeated_one_again(driver):
         driver.state.xid(5, 31)
         wait_until(lambda: xid_line(monitor.snapshots()[5], 79) == 2)
         wait_until(lambda: xid_line(monitor.snapshots()[5], 31) == 1)
-        last = value(monitor.snapshots()[5], "nvidia_gpu_xid_last_timestamp_seconds", 'xid="31"')
+        (last,) = (one.last for one in monitor.snapshots()[5].reading.xids if one.code == 31)
         assert before <= last <= time.time()
         assert xid_line(monitor.snapshots()[4], 79) == 0
-        assert 'nvidia_gpu_xid_errors_total{gpu="5"' in text_of(monitor)
+        text = text_of(monitor)
+        uuid = monitor.snapshots()[5].uuid
+        assert f'nvidia_gpu_xid_errors_total{{gpu="5",uuid="{uuid}",xid="79"}} 2\n' in text
+        assert f'nvidia_gpu_xid_errors_total{{gpu="5",uuid="{uuid}",xid="48"}} 0\n' in text
+        assert f'nvidia_gpu_xid_last_timestamp_seconds{{gpu="5",uuid="{uuid}",xid="31"}}' in text
 
 
 def test_a_gpu_that_cannot_report_xids_has_no_xid_series(driver):

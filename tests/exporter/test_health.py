@@ -5,10 +5,12 @@ from support import faulty_server as faulty
 from support.faulty_server import FaultyServer, page
 from vllm_vitals.exporter.engines.engine import Engine, Fetched
 from vllm_vitals.exporter.engines.readings import Reading
+from vllm_vitals.exporter.gpus.reading import XidCount, reading_of
 from vllm_vitals.exporter.gpus.types import GpuSnapshot
 from vllm_vitals.exporter.live.health import (
     RECOVERY_ACTIONS,
     XID_WINDOW_SECONDS,
+    Symptom,
     Verdict,
     engine_verdict,
     gpu_verdict,
@@ -16,6 +18,7 @@ from vllm_vitals.exporter.live.health import (
     worst,
 )
 from vllm_vitals.exporter.pages.relabel import ServerPage
+from vllm_vitals.exporter.pages.samples import Sample
 from vllm_vitals.settings.config import EngineSettings, HealthSettings
 from vllm_vitals.settings.scalars import Ratio, Seconds
 from vllm_vitals.vocabulary.xids import XIDS
@@ -26,18 +29,18 @@ CRITICAL_XID = next(code for code, known in XIDS.items() if known.critical)
 HARMLESS_XID = next(code for code, known in XIDS.items() if not known.critical)
 
 
-def gpu(values=None, *, up: bool = True, reason: str = "") -> GpuSnapshot:
-    named = {(f"nvidia_gpu_{name}", labels): value for (name, labels), value in (values or {}).items()}
-    return GpuSnapshot(0, "GPU-0", "H100", "0000:01:00.0", 1.0, up, reason, (), named, (), ())
+def gpu(values=None, *, up: bool = True, reason: str = "", xids=()) -> GpuSnapshot:
+    samples = [Sample(f"nvidia_gpu_{name}", labels, value) for (name, labels), value in (values or {}).items()]
+    reading = reading_of(samples, xids)
+    return GpuSnapshot(0, "GPU-0", "H100", "0000:01:00.0", 1.0, up, reason, samples, reading, (), ())
 
 
 def memory(used: float, total: float = 100.0):
     return {("memory_used_bytes", ""): used, ("memory_total_bytes", ""): total}
 
 
-def xid(code: int, ago: float):
-    labels = f'xid="{code}"'
-    return {("xid_errors_total", labels): 1.0, ("xid_last_timestamp_seconds", labels): NOW - ago}
+def xid(code: int, ago: float) -> tuple[XidCount, ...]:
+    return (XidCount(code, 1, NOW - ago),)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,8 @@ def xid(code: int, ago: float):
     ],
 )
 def test_the_verdict_on_a_gpu(values, status, words):
-    verdict = gpu_verdict(gpu(values), LIMITS, NOW)
+    snapshot = gpu(values) if isinstance(values, dict) else gpu(xids=values)
+    verdict = gpu_verdict(snapshot, LIMITS, NOW)
     assert verdict.status == status
     assert verdict.ok == (status != "critical")
     if words is None:
@@ -73,7 +77,7 @@ def test_the_verdict_on_a_gpu(values, status, words):
 
 def test_a_gpu_that_is_not_read_is_critical():
     verdict = gpu_verdict(gpu(up=False, reason="lost"), LIMITS, NOW)
-    assert verdict == Verdict("critical", ("not readable: lost",))
+    assert (verdict.status, verdict.reasons) == ("critical", ("not readable: lost",))
 
 
 def test_the_limits_are_those_of_the_settings():
@@ -98,7 +102,8 @@ def test_every_recovery_action_has_a_name():
 
 
 def test_the_worst_status_wins():
-    ok, warning, critical = Verdict("ok"), Verdict("warning", ("w",)), Verdict("critical", ("c",))
+    ok = Verdict()
+    warning, critical = (Verdict((Symptom("memory", level, "w"),)) for level in ("warning", "critical"))
     assert worst([]) == "ok"
     assert worst([ok, warning]) == "warning"
     assert worst([critical, ok, warning]) == "critical"
@@ -123,7 +128,7 @@ def reading(at: float, **values) -> Reading:
 
 
 def test_an_engine_whose_page_came_is_ok(engine):
-    assert engine_verdict(engine, fetched(), LIMITS) == Verdict("ok")
+    assert engine_verdict(engine, fetched(), LIMITS) == Verdict()
 
 
 @pytest.mark.parametrize("reason", ["refused", "timeout", "protocol", "pending"])
@@ -165,4 +170,4 @@ def test_a_health_route_that_hangs_says_nothing():
             looked_at.close()
             return looked_at.healthy, engine_verdict(looked_at, looked_at.latest, LIMITS)
 
-        assert asyncio.run(look()) == (None, Verdict("ok"))
+        assert asyncio.run(look()) == (None, Verdict())

@@ -1,6 +1,10 @@
+from dataclasses import fields, replace
+
 import pytest
-from vllm_vitals.exporter.live.health import Verdict
+from vllm_vitals.exporter.live.health import Symptom, Verdict
+from vllm_vitals.exporter.live.rows import EngineRow, GpuRow, XidRow
 from vllm_vitals.exporter.live.wording import (
+    alert_rows,
     engine_notes,
     engine_past,
     engine_state,
@@ -12,37 +16,45 @@ from vllm_vitals.exporter.live.wording import (
     totals,
     verdict,
 )
+from vllm_vitals.exporter.promises.alerts import Alert, Alerts, Source
+from vllm_vitals.exporter.promises.watch import PromiseRow
 
 NOW = 1_800_000_000.0
 
 
 def engine(server="a", **changes):
-    row = {
-        "server": server, "up": True, "reason": "", "status": "ok", "reasons": (), "level": "ok", "notes": [],
-        "running": 3.0, "waiting": 0.0, "prompt_tokens_per_second": 1200.0, "generation_tokens_per_second": 100.0,
-        "preemptions_per_second": 0.0, "history": {"waiting": []},
+    row = dict.fromkeys(field.name for field in fields(EngineRow)) | {
+        "server": server, "up": True, "reason": "", "status": "ok", "reasons": (), "symptoms": (), "level": "ok",
+        "notes": [], "running": 3.0, "waiting": 0.0, "prompt_tokens_per_second": 1200.0,
+        "generation_tokens_per_second": 100.0, "preemptions_per_second": 0.0, "history": {"waiting": []},
     }  # fmt: skip
-    return {**row, **changes}
+    return EngineRow(**row | changes)
+
+
+def with_notes(row):
+    return replace(row, notes=engine_notes(row, 5.0))
 
 
 def gpu(index=0, **changes):
-    row = {
+    row = dict.fromkeys(field.name for field in fields(GpuRow)) | {
         "gpu": str(index), "uuid": f"GPU-{index}", "up": True, "reason": "", "status": "ok", "reasons": (),
-        "servers": ["a"], "throttle": [], "xid": [], "age_seconds": 0.5, "power_watts": 400.0,
+        "symptoms": (), "servers": ["a"], "throttle": [], "xid": [], "age_seconds": 0.5, "power_watts": 400.0,
     }  # fmt: skip
-    row |= changes
-    notes = gpu_notes(row, NOW)
-    return {**row, "notes": notes, "level": gpu_level(notes)}
+    made = GpuRow(**row | changes)
+    notes = gpu_notes(made, NOW)
+    return replace(made, notes=notes, level=gpu_level(notes))
 
 
 def xid(code, seconds_ago, *, critical, count=1.0, meaning="broken"):
-    return {
-        "xid": code, "count": count, "last_timestamp_seconds": NOW - seconds_ago, "meaning": meaning,
-        "critical": critical,
-    }  # fmt: skip
+    return XidRow(code, count, NOW - seconds_ago, meaning, critical)
 
 
 LOST = "lost, it fell off the bus"
+REFUSED = (
+    Symptom(
+        "down", "critical", "down (refused): nobody listens at its address", detail="nobody listens at its address"
+    ),
+)
 DOWN = {"up": False, "reason": "refused", "level": "critical", "running": None, "waiting": None}
 
 
@@ -82,49 +94,46 @@ DOWN = {"up": False, "reason": "refused", "level": "critical", "running": None, 
 )
 def test_one_line_says_whether_anything_is_wrong_and_where(engines, gpus, level, words):
     found = verdict(engines, gpus)
-    assert (found["level"], found["words"]) == (level, words)
+    assert (found.level, found.words) == (level, words)
 
 
 def test_every_problem_names_its_place_and_its_reason():
-    broken = engine("b", **DOWN, reasons=("down (refused): nobody listens at its address",))
+    broken = engine("b", **DOWN, reasons=tuple(one.text for one in REFUSED), symptoms=REFUSED)
     hot = gpu(2, throttle=["sw_thermal"], xid=[xid(94, 60, critical=False), xid(13, 5000, critical=False)])
-    first, second = verdict([broken], [gpu(1), hot])["problems"]
-    assert (first["server"], first["level"]) == ("b", "critical")
-    assert first["words"] == "down (refused): nobody listens at its address"
-    assert (second["uuid"], second["level"], second["who"]) == ("GPU-2", "warning", "GPU 2 (a)")
-    assert second["words"] == "slowed down: too hot; XID 94: broken"
+    first, second = verdict([broken], [gpu(1), hot]).problems
+    assert (first.server, first.level) == ("b", "critical")
+    assert first.words == "down (refused): nobody listens at its address"
+    assert (second.uuid, second.level, second.who) == ("GPU-2", "warning", "GPU 2 (a)")
+    assert second.words == "slowed down: too hot; XID 94: broken"
 
 
 def test_a_queue_that_stays_is_said_and_one_that_passes_is_not():
     stays = engine("a", history={"waiting": [0.0, 3.0, 1.0, 9.0, 4.0]})
     passes = engine("b", history={"waiting": [9.0, 9.0, 9.0, 0.0, 5.0]})
     lost = engine("c", history={"waiting": [9.0, 9.0, None, 5.0]})
-    rows = [{**row, "notes": engine_notes(row, 5.0)} for row in (stays, passes, lost)]
-    assert [len(row["notes"]) for row in rows] == [1, 0, 0]
+    rows = [with_notes(row) for row in (stays, passes, lost)]
+    assert [len(row.notes) for row in rows] == [1, 0, 0]
     found = verdict(rows, [])
-    assert found["words"] == "All up: 3 engines, no GPU; requests keep waiting at a"
-    assert (found["level"], found["problems"]) == ("note", [])
+    assert found.words == "All up: 3 engines, no GPU; requests keep waiting at a"
+    assert (found.level, found.problems) == ("note", [])
 
 
 def promise(title="TTFT", state="burning", **changes):
-    row = {
+    row = dict.fromkeys(field.name for field in fields(PromiseRow)) | {
         "service": "vllm", "indicator": title.lower(), "title": title, "promise": "99% under 500ms",
         "labels": {"model_name": "m"}, "servers": ["a", "b"], "hurts": ["a"] if state in {"burning", "broken"} else [],
         "state": state, "level": {"burning": "critical", "kept": "ok", "broken": "note"}.get(state, "wait"),
         "good_ratio": 0.9, "words": "20% of the last 1 h missed it",
     }  # fmt: skip
-    return {**row, **changes}
+    return PromiseRow(**row | changes)
 
 
 def alert(name="GPUThrottled", state="firing", severity="ticket", **labels):
-    return {
-        "name": name, "state": state, "severity": severity, "labels": labels, "summary": f"{name} is bad",
-        "description": "", "since": NOW, "runbook_url": "",
-    }  # fmt: skip
+    return Alert(state, {"alertname": name, "severity": severity, **labels}, {"summary": f"{name} is bad"}, NOW)
 
 
 def alerts(*rows, error=""):
-    return {"sources": [{"name": "Alertmanager", "url": "", "error": error}], "rows": rows, "total": len(rows)}
+    return alert_rows(Alerts((Source("Alertmanager", "", error),), rows, len(rows)))
 
 
 PAGE = alert("VLLMTTFTBudgetBurn", severity="page", service="vllm", slo="ttft", burn_tier="fast")
@@ -165,36 +174,39 @@ PAGE = alert("VLLMTTFTBudgetBurn", severity="page", service="vllm", slo="ttft", 
 )
 def test_all_is_well_only_while_promises_are_kept_and_no_alert_is_there(promises, found_alerts, level, words):
     found = verdict([engine()], [], promises, found_alerts)
-    assert (found["level"], found["words"]) == (level, words)
+    assert (found.level, found.words) == (level, words)
 
 
 def test_a_promise_that_burns_is_told_with_what_weighs_on_the_engine():
     row = engine("a", preemptions_per_second=0.2)
-    found = verdict([{**row, "notes": engine_notes(row, 5.0)}], [], [promise()])
-    assert found["words"] == "1 promise burns: TTFT at a; the KV cache overflows at a"
-    (problem,) = found["problems"]
-    assert (problem["who"], problem["server"], problem["level"]) == ("TTFT at a", "a", "critical")
-    assert problem["words"] == "20% of the last 1 h missed it; promised: 99% under 500ms"
+    found = verdict([with_notes(row)], [], [promise()])
+    assert found.words == "1 promise burns: TTFT at a; the KV cache overflows at a"
+    (problem,) = found.problems
+    assert (problem.who, problem.server, problem.level) == ("TTFT at a", "a", "critical")
+    assert problem.words == "20% of the last 1 h missed it; promised: 99% under 500ms"
 
 
 def test_a_kv_cache_that_overflows_is_said():
     row = engine("a", preemptions_per_second=0.2)
-    found = verdict([{**row, "notes": engine_notes(row, 5.0)}], [])
-    assert found["words"] == "All up: 1 engine, no GPU; the KV cache overflows at a"
+    found = verdict([with_notes(row)], [])
+    assert found.words == "All up: 1 engine, no GPU; the KV cache overflows at a"
 
 
 def test_an_engines_notes_do_not_repeat_its_state():
-    row = engine("a", **DOWN, reasons=("down (refused): nobody listens at its address",))
-    assert [note["words"] for note in engine_notes(row, 5.0)] == ["nobody listens at its address"]
+    row = engine("a", **DOWN, symptoms=REFUSED)
+    assert [note.words for note in engine_notes(row, 5.0)] == ["nobody listens at its address"]
+
+
+STALLED = Verdict((Symptom("stalled", "critical", "no progress"),))
 
 
 @pytest.mark.parametrize(
     ("up", "reason", "judged", "expected"),
     [
-        (True, "", Verdict("ok"), ("ok", "up")),
-        (True, "", Verdict("critical", ("stalled",)), ("critical", "up, but not working")),
-        (False, "timeout", Verdict("critical", ("down",)), ("critical", "down (timeout)")),
-        (False, "pending", Verdict("critical", ("down",)), ("wait", "not looked at yet")),
+        (True, "", Verdict(), ("ok", "up")),
+        (True, "", STALLED, ("critical", "up, but not working")),
+        (False, "timeout", Verdict(REFUSED), ("critical", "down (timeout)")),
+        (False, "pending", Verdict(REFUSED), ("wait", "not looked at yet")),
     ],
 )
 def test_a_server_has_a_state_in_two_words(up, reason, judged, expected):
@@ -203,7 +215,7 @@ def test_a_server_has_a_state_in_two_words(up, reason, judged, expected):
 
 def test_xids_come_with_meaning_time_and_number_the_newest_first():
     notes = gpu_notes(gpu(xid=[xid(13, 40, critical=False, count=3.0), xid(79, 20, critical=True)]), NOW)
-    assert [(note["level"], note["words"], NOW - note["at"]) for note in notes] == [
+    assert [(note.level, note.words, NOW - note.at) for note in notes] == [
         ("critical", "XID 79: broken", 20),
         ("warning", "XID 13: broken (3 times)", 40),
     ]
@@ -211,25 +223,40 @@ def test_xids_come_with_meaning_time_and_number_the_newest_first():
 
 def test_an_old_xid_is_told_without_alarm():
     found = gpu(xid=[xid(79, 901, critical=True, meaning="")])
-    assert (found["level"], found["notes"][0]["level"], found["notes"][0]["words"]) == ("ok", "note", "XID 79")
+    assert (found.level, found.notes[0].level, found.notes[0].words) == ("ok", "note", "XID 79")
 
 
 def test_reasons_of_the_verdict_are_told_once():
     found = gpu(
         status="critical",
-        reasons=("temperature 95 C, limit 90 C", "XID 79: broken"),
+        symptoms=(
+            Symptom("temperature", "critical", "temperature 95 C, limit 90 C", 95.0, 90.0),
+            Symptom("xid", "critical", "XID 79: broken", 79),
+        ),
         xid=[xid(79, 5, critical=True)],
     )
-    assert [note["words"] for note in found["notes"]] == ["temperature 95 °C, limit 90 °C", "XID 79: broken"]
+    assert [note.words for note in found.notes] == ["temperature 95 °C, limit 90 °C", "XID 79: broken"]
+
+
+def test_a_warning_of_a_gpu_that_is_critical_for_another_reason_stays_a_warning():
+    hot = Symptom("temperature", "critical", "temperature 95 C, limit 90 C", 95.0, 90.0)
+    pending = Symptom("row_remap_pending", "warning", "row remapping waits for a GPU reset")
+    found = gpu(status="critical", symptoms=(hot, pending))
+    assert [(note.level, note.code) for note in found.notes] == [("critical", "symptom"), ("warning", "symptom")]
+    assert found.level == "critical"
 
 
 def test_old_readings_say_how_old_they_are():
-    (note,) = gpu(age_seconds=12.0)["notes"]
-    assert (note["level"], note["words"], NOW - note["at"]) == ("note", "last read", 12.0)
+    (note,) = gpu(age_seconds=12.0).notes
+    assert (note.level, note.words, NOW - note.at) == ("note", "last read", 12.0)
 
 
 def test_clocks_that_nobody_holds_down_are_no_news():
-    assert throttles(["idle", "sw_power_cap", "application_clocks", "hw_thermal"]) == ["sw_power_cap", "hw_thermal"]
+    assert throttles(["display_clocks", "sw_power_cap", "application_clocks", "hw_thermal", "new"]) == [
+        "sw_power_cap",
+        "hw_thermal",
+        "new",
+    ]
 
 
 def test_totals_say_when_a_part_is_missing():

@@ -11,7 +11,7 @@ from vllm_vitals.settings.scalars import Seconds
 from vllm_vitals.settings.tracing import GpuFactSettings
 from vllm_vitals.tracing.counters import Counters
 from vllm_vitals.tracing.metrics import gpu_facts
-from vllm_vitals.tracing.metrics.gpu_facts import GPU_FACTS_FAILURES, GpuFacts, is_this_machine, told
+from vllm_vitals.tracing.metrics.gpu_facts import GPU_FACTS_FAILURES, GpuFactsWatch, is_this_machine, told
 from vllm_vitals.tracing.request.records import Gpu
 
 PAGE = b'# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{engine="0",model_name="m"} 1.0\n'
@@ -22,8 +22,8 @@ def ask():
     """Start asking an exporter; ends with the test."""
     started = []
 
-    def run(url: str | None) -> GpuFacts:
-        facts = GpuFacts(GpuFactSettings(exporter_url=url, interval=Seconds(0.2)), Counters())
+    def run(url: str | None) -> GpuFactsWatch:
+        facts = GpuFactsWatch(GpuFactSettings(exporter_url=url, interval=Seconds(0.2)), Counters())
         started.append(facts)
         facts.start()
         return facts

@@ -25,7 +25,7 @@ _STALE_SECONDS: Final = 30.0
 _LIMIT_BYTES: Final = 4 * 1024 * 1024
 
 
-class Placed(NamedTuple):
+class KnownEngine(NamedTuple):
     """An engine that the exporter knows, with its GPUs; host and port of its URL."""
 
     host: str
@@ -33,7 +33,7 @@ class Placed(NamedTuple):
     gpus: tuple[Gpu, ...]
 
 
-class GpuFacts:
+class GpuFactsWatch:
     """Asks the exporter every few seconds.
 
     The exporter's /api/vitals is asked, not its /metrics: that one would fetch vLLM's own page each time. We find
@@ -49,7 +49,7 @@ class GpuFacts:
         self._settings = settings
         self._counters = counters
         self._background = Background("vllm-vitals-gpu-facts", self._ask, settings.interval, on_error=self._fail)
-        self._answer: tuple[float, tuple[Placed, ...]] = (0.0, ())
+        self._answer: tuple[float, tuple[KnownEngine, ...]] = (0.0, ())
         self._said = LogOnce()
 
     def start(self) -> None:
@@ -90,7 +90,7 @@ class GpuFacts:
 
 def told(
     vitals: Mapping[str, Any], *, exporter_is_here: bool, is_here: Callable[[str], bool] | None = None
-) -> tuple[Placed, ...]:
+) -> tuple[KnownEngine, ...]:
     """Return the engines on this machine of an answer of /api/vitals; raises for one of another form.
 
     A loopback address in it means the exporter's machine, which may be another one than ours.
@@ -104,7 +104,7 @@ def told(
         if exporter_is_here if is_loopback(host) else is_here(host):
             uuids = [row["uuid"] for row in engine["gpus"]]
             placed = tuple(_gpu(uuid, gpus.get(uuid, {})) for uuid in uuids)
-            engines.append(Placed(host, url.port or (443 if url.scheme == "https" else 80), placed))
+            engines.append(KnownEngine(host, url.port or (443 if url.scheme == "https" else 80), placed))
     return tuple(engines)
 
 

@@ -15,7 +15,7 @@ from ..audit.hashing import Hasher
 from ..audit.log import AuditSink
 from ..counters import FORCED_SAMPLING_REFUSED, SINK_FAILURES, Counters
 from ..logs.request_line import RequestLogSink
-from ..metrics.gpu_facts import GpuFacts
+from ..metrics.gpu_facts import GpuFactsWatch
 from ..metrics.request_metrics import RequestMetricsSink
 from ..metrics.values import Values
 from ..request.assembly import Assembly
@@ -91,7 +91,7 @@ class Reporter:
         settings = reporting.settings
         self._counters = counters
         self._sampler = sampler
-        self._facts = GpuFacts(settings.gpu_facts, counters)
+        self._facts = GpuFactsWatch(settings.gpu_facts, counters)
         self._metrics = RequestMetricsSink(None if settings.only_traces else reporting.models, settings.goodput)
         self._assembly = Assembly(
             self._sampler,

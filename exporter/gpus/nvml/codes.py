@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from ....vocabulary.reasons import DriverCode, GpuCode
+
 SUCCESS: Final = 0
 INVALID_ARGUMENT: Final = 2
 NOT_SUPPORTED: Final = 3
@@ -13,7 +15,7 @@ ARGUMENT_VERSION_MISMATCH: Final = 25
 DEPRECATED: Final = 26
 
 # Take the GPU down, or the whole driver.
-FATAL: Final[dict[int, str]] = {
+FATAL: Final[dict[int, GpuCode]] = {
     1: "driver_reload",  # UNINITIALIZED after a successful nvmlInit: the driver was unloaded under us
     9: "no_driver",
     15: "lost",
@@ -23,7 +25,7 @@ FATAL: Final[dict[int, str]] = {
 # Take the call away for this GPU; 25 means that this driver wants another version of the struct.
 UNSUPPORTED: Final = frozenset({NOT_SUPPORTED, FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH, DEPRECATED})
 
-OPEN_REASONS: Final[dict[int, str]] = {
+OPEN_REASONS: Final[dict[int, DriverCode]] = {
     **FATAL,
     NO_PERMISSION: "no_permission",
     12: "no_library",

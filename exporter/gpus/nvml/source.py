@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ....runtime.log_once import LogOnce
+from ....vocabulary.reasons import DriverCode
 from ...pages.samples import Sample
 from ..types import GpuDevice, GpuError, GpuProcess, XidEvent
 from . import codes
@@ -50,9 +51,9 @@ class UnreadableGpu:
     pci_bus_id = ""
     reports_xid = False
 
-    def __init__(self, index: int, reason: str, pending: Thread | None = None) -> None:
+    def __init__(self, index: int, reason: DriverCode, pending: Thread | None = None) -> None:
         self.index = index
-        self._reason = reason
+        self._reason: DriverCode = reason
         self._pending = pending
 
     def read(self, slow: bool) -> Sequence[Sample]:  # noqa: ARG002 (the protocol's signature)
