@@ -13,7 +13,8 @@ from collections.abc import Callable
 from measured import PAGE, table
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from vllm_vitals.exporter.pages.relabel import Relabeler, merge
+from vllm_vitals.exporter.pages.families import merge
+from vllm_vitals.exporter.pages.relabel import Relabeler
 
 ROUNDS = 30
 ENGINES = 64

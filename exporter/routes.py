@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 from ..vocabulary.exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
 from .http.server import Request, Response
 from .http.web_config import WebConfig
+from .inline import PACKING, inline_or_thread
 from .live.health import worst
 from .live.rows import plain
 from .live.runbook_pages import RunbookPages
@@ -28,7 +29,6 @@ except ImportError:  # no wheel for this processor
 _MARGIN_SECONDS: Final = 0.5  # what we need ourselves of the scraper's patience
 _MAX_TIMEOUT: Final = 60.0
 _HISTORY: Final = frozenset(("history",))
-_GZIP_INLINE_BYTES: Final = 1 << 20
 
 _FILES: Final[Mapping[str, tuple[str, str]]] = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -197,10 +197,7 @@ def scrape_timeout(headers: Mapping[str, str], default: float) -> float:
 async def _maybe_gzip(request: Request, response: Response) -> Response:
     if not _accepts_gzip(request.headers.get("accept-encoding", "")):
         return response._replace(headers=(*response.headers, ("vary", "accept-encoding")))
-    if len(response.body) > _GZIP_INLINE_BYTES:
-        body = await asyncio.to_thread(_gzip, response.body)
-    else:
-        body = _gzip(response.body)
+    body = await inline_or_thread(len(response.body), PACKING, partial(_gzip, response.body))
     headers = (*response.headers, ("content-encoding", "gzip"), ("vary", "accept-encoding"))
     return response._replace(body=body, headers=headers)
 

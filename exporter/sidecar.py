@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Literal
 
 from ..settings.config import EngineSettings, Settings
@@ -14,6 +15,7 @@ from .engines.history import WINDOW_SECONDS, Track
 from .gpus.monitor import GpuMonitor
 from .gpus.reading import GpuReading
 from .gpus.types import GpuSnapshot, GpuSource
+from .inline import JOINING, inline_or_thread
 from .live.health import Verdict, engine_verdict, gpu_verdict, is_stalled
 from .live.page import EnergyWindow, vitals
 from .live.rows import Vitals
@@ -21,7 +23,7 @@ from .machine.engine_processes import EngineProcesses
 from .machine.host import Host
 from .machine.self_metrics import self_samples
 from .machine.spot import SpotWatcher
-from .pages.relabel import merge
+from .pages.families import merge
 from .pages.request_pages import merged as merged_request_pages
 from .pages.samples import Sample, label_pairs, page, render
 from .parts import Counted, Part, Parts
@@ -31,7 +33,6 @@ from .promises.alerts import AlertWatch
 from .promises.promised import Promises
 from .promises.watch import PromiseWatch
 
-_MERGE_INLINE_BYTES: Final = 1 << 20
 # What of a GPU's readings has a history on the live page.
 _GPU_TRACKS: Final[Mapping[str, Callable[[GpuReading], float | None]]] = {
     "utilization_ratio": lambda reading: reading.utilization_ratio,
@@ -113,10 +114,7 @@ class Sidecar:
         engines = self.engines
         fetched = await asyncio.gather(*(engine.fetch(timeout) for engine in engines))
         size = sum(len(one.raw) for one in fetched)
-        if size > _MERGE_INLINE_BYTES:
-            result = await asyncio.to_thread(self._page, engines, fetched)
-        else:
-            result = self._page(engines, fetched)
+        result = await inline_or_thread(size, JOINING, partial(self._page, engines, fetched))
         self._scrapes += 1
         self._scrape_seconds = time.monotonic() - started
         return result

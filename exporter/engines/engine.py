@@ -5,10 +5,12 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 from ...settings.config import EngineSettings
 from ...vocabulary.reasons import FetchCode
+from ..inline import RELABELLING, inline_or_thread
 from ..pages.relabel import Relabeler, ServerPage
 from ..pages.request_pages import RequestPage, is_request_page, relabelled
 from ..pages.samples import Sample, label_pairs
@@ -23,7 +25,6 @@ _HEALTH_ROUNDS: Final = (
 )
 
 _NO_PLUGIN_SECONDS: Final = 60.0  # how long a server without request metrics is left alone
-_RELABEL_INLINE_BYTES: Final = 1 << 18  # above it the event loop would miss other deadlines
 
 _LONGEST_SECONDS: Final = 120.0  # of a request; the callers' deadlines end it earlier
 
@@ -126,11 +127,7 @@ class Engine:
     async def _fetch_page(self, started: float) -> Fetched:
         raw = await self._client.metrics(_LONGEST_SECONDS)
         seconds = time.monotonic() - started
-        page = (
-            await asyncio.to_thread(self._relabeler.relabel, raw)
-            if len(raw) > _RELABEL_INLINE_BYTES
-            else self._relabeler.relabel(raw)
-        )
+        page = await inline_or_thread(len(raw), RELABELLING, partial(self._relabeler.relabel, raw))
         self._dropped_lines += page.dropped_lines
         self._duplicates += page.duplicates
         self.type_conflicts += page.type_conflicts
@@ -159,11 +156,8 @@ class Engine:
             if raw is None or not is_request_page(raw):
                 self._no_plugin_until = time.monotonic() + _NO_PLUGIN_SECONDS
                 return None
-            arguments = (raw, self.server)
-            if len(raw) > _RELABEL_INLINE_BYTES:
-                page = await asyncio.to_thread(relabelled, *arguments, openmetrics=openmetrics)
-            else:
-                page = relabelled(*arguments, openmetrics=openmetrics)
+            relabel = partial(relabelled, raw, self.server, openmetrics=openmetrics)
+            page = await inline_or_thread(len(raw), RELABELLING, relabel)
         except FetchError as error:
             self._request_page_failures[error.reason] += 1
             return None

@@ -8,12 +8,12 @@ values alone: they are filled into the skeleton of the first.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ...vocabulary.ours import ENGINE_PROCESS_PREFIXES, HTTP_HANDLERS, HTTP_REQUESTS, HTTP_STATUSES, OURS, RENAMES
 from .samples import label_pairs
-from .skeleton import VALUE, FamilyLines, Skeleton, skeleton
+from .skeleton import VALUE, Skeleton, skeleton
 
 _NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _LABEL_NAME = rb"[a-zA-Z_][a-zA-Z0-9_]*+"
@@ -265,24 +265,6 @@ class Relabeler:
             if (handler, method, status) not in present
         )
         families[_HTTP_REQUESTS] = family._replace(lines=family.lines + zeros)
-
-
-def merge(pages: Iterable[ServerPage]) -> tuple[bytes, list[int]]:
-    """Return all pages as one, each family once under its first HELP and TYPE, and the type conflicts of each page."""
-    merged: dict[bytes, list[bytes]] = {}
-    kinds: dict[bytes, bytes] = {}
-    conflicts = []
-    for page in pages:
-        conflicts.append(0)
-        for name, (kind, header, lines) in page.families.items():
-            parts = merged.get(name)
-            if parts is None:
-                merged[name] = [header, lines]
-                kinds[name] = kind
-            else:
-                parts.append(lines)
-                conflicts[-1] += kinds[name] != kind
-    return b"".join(part for parts in merged.values() for part in parts), conflicts
 
 
 def _cut_help(lines: bytes) -> tuple[bytes, bytes]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ...vocabulary.exposition_formats import REQUEST_PAGE_BEGIN
+from .families import merge
 from .samples import label_pairs
-from .skeleton import FamilyLines
 
 _EXEMPLAR_CHARACTERS: Final = 128  # OpenMetrics 1.0: names and values of an exemplar's labels together
 
@@ -108,20 +108,8 @@ def merged(pages: Iterable[RequestPage], *, openmetrics: bool) -> tuple[bytes, l
 
     Those are left out: OpenMetrics gives samples other names for each type, so Prometheus would refuse the page.
     """
-    blocks: dict[bytes, list[bytes]] = {}
-    kinds: dict[bytes, bytes] = {}
-    conflicts = []
-    for page in pages:
-        conflicts.append(0)
-        for name, (kind, header, lines) in page.families.items():
-            if name not in blocks:
-                blocks[name], kinds[name] = [header, lines], kind
-            elif kinds[name] == kind:
-                blocks[name].append(lines)
-            else:
-                conflicts[-1] += 1
-    end = b"# EOF\n" if openmetrics else b""
-    return b"".join(part for parts in blocks.values() for part in parts) + end, conflicts
+    page, conflicts = merge(pages, keep_conflicts=False)
+    return page + (b"# EOF\n" if openmetrics else b""), conflicts
 
 
 def _belongs(match: re.Match[bytes], family: bytes, kind: bytes, *, openmetrics: bool) -> bool:

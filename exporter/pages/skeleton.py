@@ -9,20 +9,12 @@ import re
 from collections.abc import Mapping
 from itertools import accumulate
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 # Digits are bounded: Go refuses a number that overflows, and Prometheus then refuses the page.
 VALUE: Final = rb"(?:-?[0-9]{1,30}+(?:\.[0-9]{1,30}+)?+(?:e[+-][0-9]{2})?+|[+-]Inf|NaN)"
 _VALUES: Final = re.compile(rb"(?:%b )*+" % VALUE)
 _BOUND_BYTES: Final = 1 << 20  # a skeleton is twice its page
-
-
-class FamilyLines(NamedTuple):
-    """One family of one server: `header` holds its HELP, TYPE and UNIT lines, `lines` its labelled samples."""
-
-    kind: bytes
-    header: bytes
-    lines: bytes
 
 
 class Skeleton:

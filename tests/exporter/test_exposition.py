@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from support.exposition import Series, families, series
-from vllm_vitals.exporter.pages.relabel import Relabeler, merge
+from vllm_vitals.exporter.pages.families import merge
+from vllm_vitals.exporter.pages.relabel import Relabeler
 from vllm_vitals.vocabulary.ours import HTTP_HANDLERS, HTTP_STATUSES, OURS, RENAMES
 
 PAGES = ("metrics", "metrics-idle", "metrics-preemption", "metrics-dp2-api2")

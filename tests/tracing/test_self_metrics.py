@@ -3,8 +3,8 @@
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from support.exposition import families, value
+from vllm_vitals.exporter.pages.families import merge as merged
 from vllm_vitals.exporter.pages.relabel import Relabeler
-from vllm_vitals.exporter.pages.relabel import merge as merged
 from vllm_vitals.tracing import counters as kinds
 from vllm_vitals.tracing.counters import Counters
 from vllm_vitals.tracing.metrics.self_metrics import SelfMetrics, minute_line
