@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ...vocabulary.ours import ENGINE_PROCESS_PREFIXES, HTTP_HANDLERS, HTTP_REQUESTS, HTTP_STATUSES, OURS, RENAMES
+from .families import FamilyLines
 from .samples import label_pairs
 from .skeleton import VALUE, Skeleton, skeleton
 

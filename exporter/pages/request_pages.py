@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ...vocabulary.exposition_formats import REQUEST_PAGE_BEGIN
-from .families import merge
+from .families import FamilyLines, merge
 from .samples import label_pairs
 
 _EXEMPLAR_CHARACTERS: Final = 128  # OpenMetrics 1.0: names and values of an exemplar's labels together

@@ -11,6 +11,8 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import Final
 
+from .families import FamilyLines
+
 # Digits are bounded: Go refuses a number that overflows, and Prometheus then refuses the page.
 VALUE: Final = rb"(?:-?[0-9]{1,30}+(?:\.[0-9]{1,30}+)?+(?:e[+-][0-9]{2})?+|[+-]Inf|NaN)"
 _VALUES: Final = re.compile(rb"(?:%b )*+" % VALUE)
