@@ -157,6 +157,7 @@ def test_a_misspelt_variable_is_said_in_the_log(run_program, tmp_path):
         VITALS, "exporter", "--listen", f"127.0.0.1:{free_port()}", "--gpus", "off", "--host", "off", env=env
     )
     wait_for(lambda: "VLLM_VITALS_LISTN is not known, did you mean VLLM_VITALS_LISTEN?" in program.output, "it")
+    wait_for(lambda: "live page" in program.output, "the end of the start: from then on Ctrl-C ends it in order")
     assert program.interrupt() == 0
 
 
