@@ -12,7 +12,7 @@ from typing import Final
 
 from ...settings.scalars import ConfigError
 
-SHIPPED: Final = Path(__file__).parents[1] / "docs/runbooks"  # of the default SLA
+SHIPPED: Final = Path(__file__).parents[2] / "docs/runbooks"  # of the default SLA
 INDEX: Final = "README"
 _MOST_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
