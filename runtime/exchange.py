@@ -9,15 +9,15 @@ import base64
 import contextlib
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import h11
+
+from .name_lookup import look_up
 
 _READ_BYTES: Final = 64 * 1024
 
@@ -93,7 +93,7 @@ def exchange(
 def _connect(parts: SplitResult, ends: float) -> socket.socket:
     """Return a connection to the first address that takes one; each has its share of the time that is left."""
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    addresses = _addresses(parts.hostname or "", port, ends)
+    addresses = look_up(parts.hostname or "", port).result(_left(ends))
     problem: OSError = socket.gaierror(socket.EAI_NONAME, "the name has no address")
     for number, address in enumerate(addresses):
         try:
@@ -141,51 +141,6 @@ def _left(ends: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
-
-
-# --- Names -----------------------------------------------------------------------------------------------------------
-
-_lookups: dict[tuple[str, int], Future[list[str]]] = {}  # under way; removed by the thread that looks
-_lookups_lock: Final = threading.Lock()
-
-
-def _addresses(host: str, port: int, ends: float) -> list[str]:
-    """Return numeric addresses in the resolver's order, within the deadline: the resolver may hang for half a minute.
-
-    At most one lookup of a name is under way, whoever asks for it, so that a dead resolver collects no threads.
-    """
-    with contextlib.suppress(socket.gaierror):
-        return _resolve(host, port, socket.AI_NUMERICHOST)
-    key = (host, port)
-    with _lookups_lock:
-        lookup = _lookups.get(key)
-        if lookup is None:
-            lookup = _lookups[key] = Future()
-            threading.Thread(target=_look_up, args=(key, lookup), name="name-lookup", daemon=True).start()
-    return lookup.result(_left(ends))
-
-
-def _look_up(key: tuple[str, int], lookup: Future[list[str]]) -> None:
-    found: list[str] = []
-    problem: BaseException | None = None
-    try:
-        found = _resolve(*key, 0)
-    except BaseException as error:
-        problem = error
-    with _lookups_lock:
-        del _lookups[key]
-    if problem is None:
-        lookup.set_result(found)
-    else:
-        lookup.set_exception(problem)
-
-
-def _resolve(host: str, port: int, flags: int) -> list[str]:
-    try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
-    except UnicodeError as error:  # an empty or overlong label; not an OSError
-        raise socket.gaierror(socket.EAI_NONAME, str(error)) from None
-    return list(dict.fromkeys(str(info[4][0]) for info in infos))
 
 
 # --- Proxies ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from .scalars import ConfigError
 PUBLISHED: Final = False  # True once `pip install vllm-vitals` finds it: every advice follows, a test lists the docs
 NAME: Final = "vllm-vitals"
 ANYWHERE: Final = "/path/to/vllm-vitals"  # as the docs write a checkout or a wheel
-_ROOT: Final = Path(__file__).parents[1]
+_ROOT: Final = Path(__file__).parents[1]  # the package: in a checkout the repo's root
 
 
 class Source(NamedTuple):

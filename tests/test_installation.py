@@ -112,3 +112,14 @@ def test_help_and_errors_can_be_pasted(command, monkeypatch):
     assert err.startswith("vllm-vitals: --dir: expected a bundle, found none in none; ./vitals bundle init none")
     _, out, _ = command("doctor", "--gpus", "off")
     assert "is not known" not in out
+
+
+def test_files_that_come_along_are_where_the_code_looks_for_them():
+    from vllm_vitals.alerts import build, sla_file
+    from vllm_vitals.compose import folder_docs, kibana_objects, log_store, manifests
+    from vllm_vitals.dashboards import build as dashboards
+    from vllm_vitals.exporter.live import runbook_pages
+
+    folders = (build.GENERATED, dashboards.GENERATED, folder_docs.DOCS, log_store.FOLDER, manifests.SOURCE)
+    assert [path for path in (*folders, runbook_pages.SHIPPED) if not path.is_dir()] == []
+    assert [path for path in (sla_file.DEFAULT, log_store.DOCS, kibana_objects.FILE) if not path.is_file()] == []

@@ -1,12 +1,11 @@
-"""Host names resolved in a thread of their own, apart because the system's resolver may hang for half a minute.
-
-asyncio would do it in the few threads that all other work of ours shares, and wait for them at the end.
-"""
+"""Host names for the event loop, whose own way would use the few threads that all other work of ours shares."""
 
 import asyncio
 import contextlib
-import socket
-import threading
+from concurrent.futures import Future
+from functools import partial
+
+from ...runtime.name_lookup import look_up
 
 
 class NameLookup:
@@ -19,25 +18,21 @@ class NameLookup:
 
     async def addresses(self) -> list[str]:
         """Return numeric addresses in the resolver's order; raises OSError. The caller brings the deadline."""
-        try:
-            return self._resolve(socket.AI_NUMERICHOST)
-        except OSError:
-            pass  # a name
         if self._pending is None:
+            lookup = look_up(self._host, self._port)
+            if lookup.done():  # numeric already
+                return lookup.result()
             loop = asyncio.get_running_loop()
             self._pending = loop.create_future()
-            threading.Thread(target=self._look_up, args=(loop,), name="name-lookup", daemon=True).start()
+            lookup.add_done_callback(partial(self._tell, loop))
         found = await asyncio.shield(self._pending)
         if isinstance(found, OSError):
             raise found
         return found
 
-    def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        found: list[str] | OSError
-        try:
-            found = self._resolve(0)
-        except OSError as error:
-            found = error
+    def _tell(self, loop: asyncio.AbstractEventLoop, lookup: Future[list[str]]) -> None:
+        problem = lookup.exception()
+        found = lookup.result() if problem is None else problem if isinstance(problem, OSError) else OSError(problem)
         with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
             loop.call_soon_threadsafe(self._deliver, found)
 
@@ -45,10 +40,3 @@ class NameLookup:
         pending, self._pending = self._pending, None
         if pending is not None and not pending.done():
             pending.set_result(found)
-
-    def _resolve(self, flags: int) -> list[str]:
-        try:
-            infos = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
-        except UnicodeError as error:  # an empty or overlong label; not an OSError
-            raise socket.gaierror(socket.EAI_NONAME, str(error)) from None
-        return list(dict.fromkeys(str(info[4][0]) for info in infos))

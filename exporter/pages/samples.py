@@ -13,7 +13,7 @@ class Sample(NamedTuple):
     """One value.
 
     Attributes:
-        family: a name from vocabulary.OURS.
+        family: a name from vocabulary.ours.OURS.
         labels: label pairs as `label_pairs` writes them, without braces; empty for none.
         value: in the base unit that the family's name states.
     """

@@ -296,7 +296,7 @@ class Runtime:
         self._waiting = still
 
     def _report(self, exchange: Exchange) -> None:
-        exchange.released = True  # before looking at `done`: see hooks._done
+        exchange.released = True  # before looking at `done`: see hooks/vllm_methods._done
         timelines = [timeline for timeline in exchange.sequences or () if timeline.done and not timeline.reported]
         for timeline in timelines:
             timeline.reported = True

@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """One call.
 
     Attributes:
-        group: switch in gpu_groups.FAMILY_GROUPS.
+        group: switch in groups.FAMILY_GROUPS.
         makers: ways to read it, best first; a maker returns None when the library lacks the symbol.
         unless: a family; the call is not made when field values bring it already.
     """

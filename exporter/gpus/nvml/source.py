@@ -82,7 +82,7 @@ class NvmlSource:
         self._nvml: Any = None
 
     def switch_off(self, groups: frozenset[str]) -> None:
-        """Make no driver call for these groups (gpu_groups.FAMILY_GROUPS) from the next opening on."""
+        """Make no driver call for these groups (groups.FAMILY_GROUPS) from the next opening on."""
         self._off = groups
 
     def open(self) -> Sequence[GpuDevice]:
