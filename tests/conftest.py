@@ -19,5 +19,6 @@ def pytest_sessionstart():
     for name in [name for name in os.environ if name.startswith("PYTHON") and name not in _NEEDED]:
         del os.environ[name]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # A shell has SIGINT ignored in what it runs in the background, and so would every program that we start.
+    # A shell has SIGINT ignored in what it runs in the background, nohup has SIGHUP, and so would all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
