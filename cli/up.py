@@ -51,12 +51,15 @@ async def up(settings: Settings, *, play: Play | None, state: Path | None, with_
 
     async def work() -> None:
         async with contextlib.AsyncExitStack() as stack:
+            name = REAL if play is None else DEMO
+            folder = _hold(stack, state, name) if with_prometheus and state is not None else None
             if play is None:
                 sidecar = _real(settings, watched)
             else:
                 sidecar = await stack.enter_async_context(_simulated(settings, play, watched))
             url = await stack.enter_async_context(running(settings, sidecar, runbooks(promises)))
-            folder = _hold(stack, state, REAL if play is None else DEMO) if with_prometheus else None
+            if with_prometheus and state is None:  # a taken address is the first thing to say, then a taken folder
+                folder = _hold(stack, None, name)
             await _within(_FIRST_LOOK_SECONDS, sidecar.ready.wait())
             _describe(sidecar)
             say(f"live page     {url}/\nmetrics       {url}/metrics")

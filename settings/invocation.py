@@ -12,7 +12,9 @@ COMMAND_VARIABLE: Final = (
     "VLLM_VITALS_COMMAND"  # set by the script `vitals`, which runs us from an environment of its own
 )
 _NAME: Final = "vllm-vitals"
-_MENTION: Final = re.compile(r"(?<![\w/.@'\"-])vllm-vitals(?= [A-Za-z-])")
+COMMANDS: Final = "up exporter doctor demo rules dashboards bundle logging-config audit version".split()  # noqa: SIM905
+# Only a command: "a folder that vllm-vitals made" is a sentence.
+_MENTION: Final = re.compile(rf"(?<![\w/.@'\"-])vllm-vitals(?= (?:{'|'.join(COMMANDS)}|COMMAND|--?[a-z])(?![\w-]))")
 
 
 def command(environ: Mapping[str, str] = os.environ) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from vllm_vitals.settings import installation
 from vllm_vitals.settings.installation import Source, checkout, documented, install_command, require, source_of
-from vllm_vitals.settings.invocation import COMMAND_VARIABLE, as_called, called
+from vllm_vitals.settings.invocation import COMMAND_VARIABLE, COMMANDS, as_called, called
 from vllm_vitals.settings.scalars import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -123,3 +123,12 @@ def test_files_that_come_along_are_where_the_code_looks_for_them():
     folders = (build.GENERATED, dashboards.GENERATED, folder_docs.DOCS, log_store.FOLDER, manifests.SOURCE)
     assert [path for path in (*folders, runbook_pages.SHIPPED) if not path.is_dir()] == []
     assert [path for path in (sla_file.DEFAULT, log_store.DOCS, kibana_objects.FILE) if not path.is_file()] == []
+
+
+def test_every_command_is_known_where_texts_name_what_to_type_and_a_sentence_stays(monkeypatch):
+    from vllm_vitals.cli.main import _parser
+
+    (commands,) = [action.choices for action in _parser()._actions if isinstance(action.choices, dict)]
+    assert sorted(COMMANDS) == sorted(commands)
+    monkeypatch.setenv(COMMAND_VARIABLE, "./vitals")
+    assert as_called("an empty folder or one that vllm-vitals made") == "an empty folder or one that vllm-vitals made"

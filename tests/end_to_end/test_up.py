@@ -63,7 +63,7 @@ def test_without_prometheus_up_says_how_to_get_it_and_goes_on(run_up):
 def test_a_taken_address_is_a_clear_error_with_exit_code_2(run_up, run_program):
     up = run_up("--demo", "--no-prometheus")
     wait_for(lambda: "Ctrl-C" in up.output, "the start", seconds=60)
-    second = run_program(VITALS, "up", "--demo", "--listen", f"127.0.0.1:{up.port}", "--state", "s")
+    second = run_program(VITALS, "up", "--demo", "--listen", f"127.0.0.1:{up.port}")
     assert second.process.wait(30) == 2
     assert f"listen: expected a free address, found 127.0.0.1:{up.port}" in second.output
     assert "Name another one: --listen HOST:PORT" in second.output
