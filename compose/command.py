@@ -265,6 +265,8 @@ def _upgrade(options: argparse.Namespace) -> int:
     _print_result(options.dir, result)
     print(f"version   {before or 'unknown'} -> {__version__}")
     changed = [one.path for one in result.files if one.outcome in {"new", "changed", "gone"}]
+    if any(path.startswith("prometheus/rules/") for path in changed):
+        changed.append("sla.yaml")  # the user's, so nothing wrote it: its rules tell that it is another one
     return 0 if options.no_start else _up(options, changed)
 
 
