@@ -24,7 +24,7 @@ _HEALTHY: Final = 70  # minutes of good traffic before anything happens: longer 
 _PER_MINUTE: Final = 600
 
 
-class Phase(NamedTuple):
+class LoadPhase(NamedTuple):
     """Some minutes of steady traffic; `reset` begins with the counters at 0."""
 
     minutes: int
@@ -81,7 +81,7 @@ def _burn_tests(sla: Sla, service: Service, indicator: Indicator, objective: Obj
     slo = slo_name(service, indicator)
     firing = {tier.name: _firing(BURNS[indicator], f'slo="{slo}",burn_tier="{tier.name}"') for tier in every}
 
-    def test(name: str, phases: Sequence[Phase], *checks: dict[str, Any]) -> dict[str, Any]:
+    def test(name: str, phases: Sequence[LoadPhase], *checks: dict[str, Any]) -> dict[str, Any]:
         series = _series(service, indicator, objective, phases)
         return {"name": name, "interval": "1m", "input_series": series, "promql_expr_test": [*checks]}
 
@@ -91,10 +91,10 @@ def _burn_tests(sla: Sla, service: Service, indicator: Indicator, objective: Obj
         early, late = _HEALTHY + max(0, math.floor(at) - 1), _HEALTHY + math.ceil(at) + 4
         ends = late + 5
         healed = _is(firing["fast"], ends + math.ceil(fast.short / 60) + 6, 0)
-        trouble = [Phase(_HEALTHY, _PER_MINUTE, 0), Phase(ends - _HEALTHY, _PER_MINUTE, _PER_MINUTE * error)]
+        trouble = [LoadPhase(_HEALTHY, _PER_MINUTE, 0), LoadPhase(ends - _HEALTHY, _PER_MINUTE, _PER_MINUTE * error)]
         yield test(
             f"an error ratio of {error:.3g} alerts within {late - _HEALTHY} minutes, and its end ends the alert",
-            [*trouble, Phase(60, _PER_MINUTE, 0)],
+            [*trouble, LoadPhase(60, _PER_MINUTE, 0)],
             _is(firing["fast"], early, 0),
             _is(firing["fast"], late, 1),
             healed,
@@ -102,19 +102,21 @@ def _burn_tests(sla: Sla, service: Service, indicator: Indicator, objective: Obj
         few = max(1, objective.min_bad_events - 1)
         yield test(
             f"{few} bad among few at night are silent",
-            [Phase(30, 0.1, 0), Phase(1, few, few), Phase(30, 0.1, 0)],
+            [LoadPhase(30, 0.1, 0), LoadPhase(1, few, few), LoadPhase(30, 0.1, 0)],
             *(_is(firing[tier.name], minute, 0) for tier in every for minute in (32, 60)),
         )
-        again = Phase(10, _PER_MINUTE, 0, reset=True)
+        again = LoadPhase(10, _PER_MINUTE, 0, reset=True)
         yield test(
             "a restart of the engines is silent, and errors after it are not",
-            [Phase(_HEALTHY, _PER_MINUTE, 0), again, Phase(late - _HEALTHY, _PER_MINUTE, _PER_MINUTE * error)],
+            [LoadPhase(_HEALTHY, _PER_MINUTE, 0), again, LoadPhase(late - _HEALTHY, _PER_MINUTE, _PER_MINUTE * error)],
             *(_is(firing[tier.name], _HEALTHY + 9, 0) for tier in every),
             _is(firing["fast"], late + 9, 1),
         )
     ratio = f'count(slo:sli_error:ratio5m{{slo="{slo}"}}) or vector(0)'
     spent = f'count(slo:error_budget_spent:ratio{{slo="{slo}"}} > 0.001) or vector(0)'
-    yield test("no traffic gives no ratio and spends nothing", [Phase(20, 0, 0)], _is(ratio, 15, 0), _is(spent, 15, 0))
+    yield test(
+        "no traffic gives no ratio and spends nothing", [LoadPhase(20, 0, 0)], _is(ratio, 15, 0), _is(spent, 15, 0)
+    )
 
 
 def _slow_tests(sla: Sla, service: Service, indicator: Indicator, objective: Objective) -> Iterator[dict[str, Any]]:
@@ -128,14 +130,14 @@ def _slow_tests(sla: Sla, service: Service, indicator: Indicator, objective: Obj
     def count(tier: Tier) -> str:
         return _firing(BURNS[indicator], f'slo="{slo}",burn_tier="{tier.name}"')
 
-    def test(name: str, phases: Sequence[Phase], *checks: dict[str, Any]) -> dict[str, Any]:
+    def test(name: str, phases: Sequence[LoadPhase], *checks: dict[str, Any]) -> dict[str, Any]:
         series = _series(service, indicator, objective, phases)
         return {"name": name, "interval": "1m", "input_series": series, "promql_expr_test": [*checks]}
 
     begins = _stepped(slow.long / 60 + 60)
     yield test(
         f"a slow burn ({error:.3g}) becomes a ticket within {detected} minutes and pages nobody",
-        [Phase(begins, _PER_MINUTE, 0), Phase(detected + 30, _PER_MINUTE, _PER_MINUTE * error)],
+        [LoadPhase(begins, _PER_MINUTE, 0), LoadPhase(detected + 30, _PER_MINUTE, _PER_MINUTE * error)],
         _is(count(slow), begins + 2 * _SLOW_STEP, 0),
         _is(count(slow), begins + detected, 1),
         _is(count(fast), begins + detected, 0),
@@ -144,7 +146,7 @@ def _slow_tests(sla: Sla, service: Service, indicator: Indicator, objective: Obj
     day = _stepped(slow.long / 60)
     yield test(
         "half of the budget is silent",
-        [Phase(day, _PER_MINUTE, _PER_MINUTE * budget / 2)],
+        [LoadPhase(day, _PER_MINUTE, _PER_MINUTE * budget / 2)],
         *(_is(count(tier), day, 0) for tier in (fast, medium, slow, trickle)),
     )
 
@@ -172,7 +174,7 @@ def _is(expression: str, minute: int, value: float) -> dict[str, Any]:
 
 
 def _series(
-    service: Service, indicator: Indicator, objective: Objective, phases: Sequence[Phase]
+    service: Service, indicator: Indicator, objective: Objective, phases: Sequence[LoadPhase]
 ) -> list[dict[str, str]]:
     """Return the input series of one engine whose events are these."""
     engine = {**_example(service.selector), "instance": "a:1", "model_name": "m", "engine": "0"}

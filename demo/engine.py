@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from .blocks import BlockPool, Chain
 from .families import ENGINE, TOKENS, token_bounds
 from .histogram import Histogram
-from .workload import Request
+from .workload import SimulatedRequest
 
 BLOCK_SIZE: Final = 16  # tokens; vLLM's default on CUDA
 
@@ -66,7 +66,7 @@ class Outcome(NamedTuple):
     Times are the fleet's clock, -1 for what it did not get to; so is `cached_tokens`.
     """
 
-    request: Request
+    request: SimulatedRequest
     at: float
     generated: int
     reason: str
@@ -121,7 +121,7 @@ class _Sequence:
         "to_compute",
     )
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: SimulatedRequest) -> None:
         self.request = request
         self.chain = Chain(request.prefix, request.prefix_tokens // BLOCK_SIZE, request.session)
         self.state = _State.WAITING
@@ -245,7 +245,7 @@ class SimulatedEngine:
             return self._done
         return self._with_step(self.now)
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: SimulatedRequest) -> None:
         """Hand a request over; it arrives at `request.arrival`."""
         seq = _Sequence(request)
         heappush(self._ingress, (request.arrival + request.ingress, request.number, seq))

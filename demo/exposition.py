@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from .clock import Clock
 from .engine import BLOCK_SIZE, EngineConfig, SimulatedEngine
-from .families import CACHE_CONFIG, ENGINE, HTTP, PROCESS, TOKENS, Family, created_name, token_bounds
+from .families import CACHE_CONFIG, ENGINE, HTTP, PROCESS, TOKENS, MetricFamily, created_name, token_bounds
 from .histogram import Histogram
 from .http_layer import HttpLayer
 
@@ -91,7 +91,7 @@ def _header(name: str, kind: str, text: str) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
 
 
-def _created(family: Family, children: Iterable[tuple[str, float]]) -> str:
+def _created(family: MetricFamily, children: Iterable[tuple[str, float]]) -> str:
     """Return the gauge of creation times; children are label texts without braces, and Unix times."""
     name = created_name(family)
     lines = [
@@ -145,7 +145,7 @@ class Page:
         return "".join(parts).encode()
 
 
-def _engine_block(family: Family, config: EngineConfig, engines: int, created: float) -> _Block:
+def _engine_block(family: MetricFamily, config: EngineConfig, engines: int, created: float) -> _Block:
     lines: list[tuple[str, ...] | _HistogramLines] = []
     children: list[tuple[str, float]] = []
     for engine in range(engines if family.per_engine else 1):

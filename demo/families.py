@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 Kind = Literal["counter", "gauge", "histogram", "summary"]
 
 
-class Family(NamedTuple):
+class MetricFamily(NamedTuple):
     """One family of the page.
 
     Attributes:
@@ -31,7 +31,7 @@ class Family(NamedTuple):
     per_engine: bool = True
 
 
-def created_name(family: Family) -> str:
+def created_name(family: MetricFamily) -> str:
     """Return the name of the gauge that says when a family was created."""
     base = family.name.removesuffix("_total") if family.kind == "counter" else family.name
     return f"{base}_created"
@@ -56,52 +56,52 @@ LATENCY: Final = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 
 
 # The API server's process, labels as prometheus_client's own collectors write them.
 PROCESS: Final = (
-    Family(
+    MetricFamily(
         "python_gc_objects_collected_total",
         "counter",
         "Objects collected during gc",
     ),
-    Family(
+    MetricFamily(
         "python_gc_objects_uncollectable_total",
         "counter",
         "Uncollectable objects found during GC",
     ),
-    Family(
+    MetricFamily(
         "python_gc_collections_total",
         "counter",
         "Number of times this generation was collected",
     ),
-    Family(
+    MetricFamily(
         "python_info",
         "gauge",
         "Python platform information",
     ),
-    Family(
+    MetricFamily(
         "process_virtual_memory_bytes",
         "gauge",
         "Virtual memory size in bytes.",
     ),
-    Family(
+    MetricFamily(
         "process_resident_memory_bytes",
         "gauge",
         "Resident memory size in bytes.",
     ),
-    Family(
+    MetricFamily(
         "process_start_time_seconds",
         "gauge",
         "Start time of the process since unix epoch in seconds.",
     ),
-    Family(
+    MetricFamily(
         "process_cpu_seconds_total",
         "counter",
         "Total user and system CPU time spent in seconds.",
     ),
-    Family(
+    MetricFamily(
         "process_open_fds",
         "gauge",
         "Number of open file descriptors.",
     ),
-    Family(
+    MetricFamily(
         "process_max_fds",
         "gauge",
         "Maximum number of open file descriptors.",
@@ -110,32 +110,32 @@ PROCESS: Final = (
 
 # What the engine core reports, once per engine.
 ENGINE: Final = (
-    Family(
+    MetricFamily(
         "vllm:estimated_flops_per_gpu_total",
         "counter",
         "Estimated number of floating point operations per GPU (for Model Flops Utilization calculations).",
     ),
-    Family(
+    MetricFamily(
         "vllm:estimated_read_bytes_per_gpu_total",
         "counter",
         "Estimated number of bytes read from memory per GPU (for Model Flops Utilization calculations).",
     ),
-    Family(
+    MetricFamily(
         "vllm:estimated_write_bytes_per_gpu_total",
         "counter",
         "Estimated number of bytes written to memory per GPU (for Model Flops Utilization calculations).",
     ),
-    Family(
+    MetricFamily(
         "vllm:num_requests_running",
         "gauge",
         "Number of requests in model execution batches.",
     ),
-    Family(
+    MetricFamily(
         "vllm:num_requests_waiting",
         "gauge",
         "Number of requests waiting to be processed.",
     ),
-    Family(
+    MetricFamily(
         "vllm:num_requests_waiting_by_reason",
         "gauge",
         "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling capacity; "
@@ -144,7 +144,7 @@ ENGINE: Final = (
         label="reason",
         children=("capacity", "deferred"),
     ),
-    Family(
+    MetricFamily(
         "vllm:engine_sleep_state",
         "gauge",
         "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; "
@@ -152,66 +152,66 @@ ENGINE: Final = (
         label="sleep_state",
         children=("awake", "weights_offloaded", "discard_all"),
     ),
-    Family(
+    MetricFamily(
         "vllm:kv_cache_usage_perc",
         "gauge",
         "KV-cache usage. 1 means 100 percent usage.",
     ),
-    Family(
+    MetricFamily(
         "vllm:prefix_cache_queries_total",
         "counter",
         "Prefix cache queries, in terms of number of queried tokens.",
     ),
-    Family(
+    MetricFamily(
         "vllm:prefix_cache_hits_total",
         "counter",
         "Prefix cache hits, in terms of number of cached tokens.",
     ),
-    Family(
+    MetricFamily(
         "vllm:external_prefix_cache_queries_total",
         "counter",
         "External prefix cache queries from KV connector cross-instance cache sharing, in terms of number of "
         "queried tokens.",
     ),
-    Family(
+    MetricFamily(
         "vllm:external_prefix_cache_hits_total",
         "counter",
         "External prefix cache hits from KV connector cross-instance cache sharing, in terms of number of "
         "cached tokens.",
     ),
-    Family(
+    MetricFamily(
         "vllm:mm_cache_queries_total",
         "counter",
         "Multi-modal cache queries, in terms of number of queried items.",
     ),
-    Family(
+    MetricFamily(
         "vllm:mm_cache_hits_total",
         "counter",
         "Multi-modal cache hits, in terms of number of cached items.",
     ),
-    Family(
+    MetricFamily(
         "vllm:num_preemptions_total",
         "counter",
         "Cumulative number of preemption from the engine.",
     ),
-    Family(
+    MetricFamily(
         "vllm:prompt_tokens_total",
         "counter",
         "Number of prefill tokens processed.",
     ),
-    Family(
+    MetricFamily(
         "vllm:prompt_tokens_by_source_total",
         "counter",
         "Number of prompt tokens by source.",
         label="source",
         children=("local_compute", "local_cache_hit", "external_kv_transfer"),
     ),
-    Family(
+    MetricFamily(
         "vllm:prompt_tokens_cached_total",
         "counter",
         "Number of cached prompt tokens (local + external).",
     ),
-    Family(
+    MetricFamily(
         "vllm:prompt_tokens_cached_by_source_total",
         "counter",
         "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded "
@@ -220,19 +220,19 @@ ENGINE: Final = (
         label="source",
         children=("device", "host", "p2p", "disk", "external_unspecified"),
     ),
-    Family(
+    MetricFamily(
         "vllm:generation_tokens_total",
         "counter",
         "Number of generation tokens processed.",
     ),
-    Family(
+    MetricFamily(
         "vllm:request_success_total",
         "counter",
         "Count of successfully processed requests.",
         label="finished_reason",
         children=("stop", "length", "abort", "error", "repetition"),
     ),
-    Family(
+    MetricFamily(
         "vllm:admission_rejections_total",
         "counter",
         "Number of admission attempts rejected by a queue limit, by reason.",
@@ -240,97 +240,97 @@ ENGINE: Final = (
         children=("max_num_queued_reqs", "max_num_queued_tokens"),
         per_engine=False,
     ),
-    Family(
+    MetricFamily(
         "vllm:request_prompt_tokens",
         "histogram",
         "Number of prefill tokens processed.",
         bounds=TOKENS,
     ),
-    Family(
+    MetricFamily(
         "vllm:request_generation_tokens",
         "histogram",
         "Number of generation tokens processed.",
         bounds=TOKENS,
     ),
-    Family(
+    MetricFamily(
         "vllm:iteration_tokens_total",
         "histogram",
         "Histogram of number of tokens per engine_step.",
         bounds=(1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
     ),
-    Family(
+    MetricFamily(
         "vllm:request_max_num_generation_tokens",
         "histogram",
         "Histogram of maximum number of requested generation tokens.",
         bounds=TOKENS,
     ),
-    Family(
+    MetricFamily(
         "vllm:request_params_n",
         "histogram",
         "Histogram of the n request parameter.",
         bounds=(1, 2, 5, 10, 20),
     ),
-    Family(
+    MetricFamily(
         "vllm:request_params_max_tokens",
         "histogram",
         "Histogram of the max_tokens request parameter.",
         bounds=TOKENS,
     ),
-    Family(
+    MetricFamily(
         "vllm:time_to_first_token_seconds",
         "histogram",
         "Histogram of time to first token in seconds.",
         bounds=FIRST_TOKEN,
     ),
-    Family(
+    MetricFamily(
         "vllm:inter_token_latency_seconds",
         "histogram",
         "Histogram of inter-token latency in seconds.",
         bounds=TOKEN_GAP,
     ),
-    Family(
+    MetricFamily(
         "vllm:request_time_per_output_token_seconds",
         "histogram",
         "Histogram of time_per_output_token_seconds per request.",
         bounds=TOKEN_GAP,
     ),
-    Family(
+    MetricFamily(
         "vllm:e2e_request_latency_seconds",
         "histogram",
         "Histogram of e2e request latency in seconds.",
         bounds=LATENCY,
     ),
-    Family(
+    MetricFamily(
         "vllm:request_queue_time_seconds",
         "histogram",
         "Histogram of time spent in WAITING phase for request.",
         bounds=LATENCY,
     ),
-    Family(
+    MetricFamily(
         "vllm:request_inference_time_seconds",
         "histogram",
         "Histogram of time spent in RUNNING phase for request.",
         bounds=LATENCY,
     ),
-    Family(
+    MetricFamily(
         "vllm:request_prefill_time_seconds",
         "histogram",
         "Histogram of time spent in PREFILL phase for request.",
         bounds=LATENCY,
     ),
-    Family(
+    MetricFamily(
         "vllm:request_decode_time_seconds",
         "histogram",
         "Histogram of time spent in DECODE phase for request.",
         bounds=LATENCY,
     ),
-    Family(
+    MetricFamily(
         "vllm:request_num_preemptions",
         "histogram",
         "Histogram of the number of times a request was preempted.",
         bounds=(1, 2, 3, 4, 5, 10, 20),
     ),
-    Family(
+    MetricFamily(
         "vllm:request_prefill_kv_computed_tokens",
         "histogram",
         "Histogram of new KV tokens computed during prefill (excluding cached tokens).",
@@ -338,7 +338,7 @@ ENGINE: Final = (
     ),
 )
 
-CACHE_CONFIG: Final = Family(
+CACHE_CONFIG: Final = MetricFamily(
     "vllm:cache_config_info",
     "gauge",
     "Information of the LLMEngine CacheConfig",
@@ -346,30 +346,30 @@ CACHE_CONFIG: Final = Family(
 
 # The HTTP layer's instrumentation; its children appear with the first request of each kind.
 HTTP: Final = (
-    Family(
+    MetricFamily(
         "http_requests_total",
         "counter",
         "Total number of requests by method, status and handler.",
     ),
-    Family(
+    MetricFamily(
         "http_request_size_bytes",
         "summary",
         "Content length of incoming requests by handler. Only value of header is respected. Otherwise "
         "ignored. No percentile calculated. ",
     ),
-    Family(
+    MetricFamily(
         "http_response_size_bytes",
         "summary",
         "Content length of outgoing responses by handler. Only value of header is respected. Otherwise "
         "ignored. No percentile calculated. ",
     ),
-    Family(
+    MetricFamily(
         "http_request_duration_highr_seconds",
         "histogram",
         "Latency with many buckets but no API specific labels. Made for more accurate percentile calculations. ",
         bounds=(0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60),
     ),
-    Family(
+    MetricFamily(
         "http_request_duration_seconds",
         "histogram",
         "Latency with only few buckets by handler. Made to be only used if aggregation by handler is important. ",

@@ -9,7 +9,7 @@ from .clock import Clock
 from .engine import SimulatedEngine, Work
 from .gpus import Load, SimulatedGpus
 from .models import MODELS, Model
-from .scenes import SCENES, Action, Event, Scene, shaped
+from .scenes import SCENES, Action, Scene, SceneEvent, shaped
 from .server import Server
 
 TICK: Final = 0.1  # seconds; GPUs, dispatch and scene events go by ticks, engine steps do not
@@ -64,7 +64,7 @@ class Fleet:
         self._played = 0  # events, over all cycles
         self._keep_time(gpus.clock)
         self._before: dict[tuple[int, int], tuple[SimulatedEngine, Work]] = {}
-        self._actions: dict[Action, Callable[[Event], None]] = {
+        self._actions: dict[Action, Callable[[SceneEvent], None]] = {
             Action.HEAT: lambda event: self._on_gpu(event, gpus.heat),
             Action.COOL: lambda event: self._on_gpu(event, gpus.cool),
             Action.XID: lambda event: self._on_gpu(event, lambda gpu: gpus.report_xid(gpu, event.code)),
@@ -207,7 +207,7 @@ class Fleet:
             model = MODELS[number % len(MODELS)]
             server.change(model.config, model.traffic)
 
-    def _on_gpu(self, event: Event, act: Callable[[int], None]) -> None:
+    def _on_gpu(self, event: SceneEvent, act: Callable[[int], None]) -> None:
         gpus = [gpu for seat in self._seats if seat.server == event.server for gpu in seat.gpus]
         if event.gpu < len(gpus):
             act(gpus[event.gpu])

@@ -4,7 +4,7 @@ from typing import Final
 
 from .families import HTTP
 from .histogram import Histogram
-from .workload import Request
+from .workload import SimulatedRequest
 
 _BOUNDS: Final = {family.name: tuple(map(float, family.bounds)) for family in HTTP}
 _REQUEST_BYTES: Final = (180, 4.2)  # envelope, and bytes per prompt token of English text
@@ -36,17 +36,17 @@ class HttpLayer:
         self.handlers: dict[str, _Handler] = {}
         self.durations = Histogram(_BOUNDS["http_request_duration_highr_seconds"])
 
-    def answered(self, request: Request, at: float, generated: int) -> None:
+    def answered(self, request: SimulatedRequest, at: float, generated: int) -> None:
         """Count an answer, a broken-off one too: vLLM's HTTP layer calls that 2xx."""
         # a streamed answer has no Content-Length, and only that header is counted
         size = 0 if request.streaming else round(_RESPONSE_BYTES[0] + _RESPONSE_BYTES[1] * generated)
         self._count(request, "2xx", at, size)
 
-    def refused(self, request: Request, at: float) -> None:
+    def refused(self, request: SimulatedRequest, at: float) -> None:
         """Count a request that validation refused."""
         self._count(request, "4xx", at, _ERROR_BYTES)
 
-    def _count(self, request: Request, status: str, at: float, response_bytes: int) -> None:
+    def _count(self, request: SimulatedRequest, status: str, at: float, response_bytes: int) -> None:
         number, first = self.requests.get((request.handler, status), (0, at))
         self.requests[request.handler, status] = (number + 1, first)
         handler = self.handlers.get(request.handler)

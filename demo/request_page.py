@@ -6,7 +6,7 @@ from typing import Final
 from ..settings.tracing import GoodputSettings
 from ..tracing.metrics.openmetrics import render
 from ..tracing.metrics.request_metrics import RequestMetricsSink
-from ..tracing.request.records import Outcome, Request, Sequence, Trace
+from ..tracing.request.records import Outcome, RequestRecord, SequenceRecord, Trace
 from . import engine, workload
 from .clock import Clock
 
@@ -40,7 +40,7 @@ class RequestPage:
 
         first, last = at(outcome.first_token_at), at(outcome.last_token_at)
         ended = clock.unix(outcome.at)
-        sequence = Sequence(
+        sequence = SequenceRecord(
             "",
             "",
             0,
@@ -59,13 +59,13 @@ class RequestPage:
         )
         trace = Trace(self._random.getrandbits(128), self._random.getrandbits(64), sampled=True)
         word = _OUTCOMES[outcome.reason]
-        self._sink.take(Request("", self._model, word, began, ended, trace, sequences=(sequence,)))
+        self._sink.take(RequestRecord("", self._model, word, began, ended, trace, sequences=(sequence,)))
 
-    def refused(self, request: workload.Request, at: float, clock: Clock) -> None:
+    def refused(self, request: workload.SimulatedRequest, at: float, clock: Clock) -> None:
         """Count a request that validation refused."""
         ended = clock.unix(at)
         began = ended - (at - request.arrival)
-        self._sink.take(Request("", self._model, "client_error", began, ended, _NOT_SAMPLED))
+        self._sink.take(RequestRecord("", self._model, "client_error", began, ended, _NOT_SAMPLED))
 
     def text(self, *, openmetrics: bool) -> bytes:
         """Return the page."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Final, NamedTuple
 
-from .workload import Lengths, Phase, Traffic
+from .workload import Lengths, Traffic, TrafficPhase
 
 
 class Action(Enum):
@@ -21,7 +21,7 @@ class Action(Enum):
     RESTART = "a new process answers"
 
 
-class Event(NamedTuple):
+class SceneEvent(NamedTuple):
     """One thing that happens.
 
     Attributes:
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
     output: Lengths | None = None
     follow_up: float | None = None
     max_tokens: tuple[int, ...] | None = None
-    phases: tuple[Phase, ...] = (Phase(0.0, 1.0),)
+    phases: tuple[TrafficPhase, ...] = (TrafficPhase(0.0, 1.0),)
     batched_tokens: int | None = None
 
 
@@ -61,7 +61,7 @@ class Scene(NamedTuple):
     description: str
     period: float
     shapes: tuple[Shape, ...] = (Shape(),)
-    events: tuple[Event, ...] = ()
+    events: tuple[SceneEvent, ...] = ()
 
 
 class Play(NamedTuple):
@@ -92,14 +92,14 @@ def shaped(traffic: Traffic, shape: Shape, period: float) -> Traffic:
     )
 
 
-_FILL: Final = (Phase(0, 4.0), Phase(30, 1.2), Phase(150, 0.2))  # fast, then held, then drained
+_FILL: Final = (TrafficPhase(0, 4.0), TrafficPhase(30, 1.2), TrafficPhase(150, 0.2))  # fast, then held, then drained
 
 SCENES: Final[Mapping[str, Scene]] = {
     "steady": Scene("two models under even load: the normal picture", period=60),
     "burst": Scene(
         "every 90 s six times the arrivals for 14 s: a queue builds up and TTFT p99 grows",
         period=90,
-        shapes=(Shape(phases=(Phase(0, 1.0), Phase(25, 6.0), Phase(39, 1.0))),),
+        shapes=(Shape(phases=(TrafficPhase(0, 1.0), TrafficPhase(25, 6.0), TrafficPhase(39, 1.0))),),
     ),
     "kv-pressure": Scene(
         "long contexts and long answers: the KV cache fills up, sequences are preempted and computed again",
@@ -121,26 +121,26 @@ SCENES: Final[Mapping[str, Scene]] = {
         "one of the first engine's GPUs overheats from 20 s to 110 s of every 180 s: clocks and power fall, TPOT grows",
         period=180,
         shapes=(Shape(prompt=Lengths(520, 0.75)), Shape()),  # so much that half the clocks are felt
-        events=(Event(20, Action.HEAT, gpu=2), Event(110, Action.COOL, gpu=2)),
+        events=(SceneEvent(20, Action.HEAT, gpu=2), SceneEvent(110, Action.COOL, gpu=2)),
     ),
     "xid": Scene(
         "at 30 s of every 180 s a GPU falls off the bus (XID 79): its engine hangs, crashes and comes back at 115 s; "
         "at 75 s another GPU reports a contained memory error (XID 94)",
         period=180,
         events=(
-            Event(30, Action.XID, gpu=1, code=79),
-            Event(30, Action.LOSE, gpu=1),
-            Event(30, Action.STALL),
-            Event(60, Action.CRASH),
-            Event(75, Action.XID, server=1, code=94),
-            Event(90, Action.RECOVER, gpu=1),
-            Event(115, Action.RESTART),
-            Event(150, Action.RECOVER, server=1),
+            SceneEvent(30, Action.XID, gpu=1, code=79),
+            SceneEvent(30, Action.LOSE, gpu=1),
+            SceneEvent(30, Action.STALL),
+            SceneEvent(60, Action.CRASH),
+            SceneEvent(75, Action.XID, server=1, code=94),
+            SceneEvent(90, Action.RECOVER, gpu=1),
+            SceneEvent(115, Action.RESTART),
+            SceneEvent(150, Action.RECOVER, server=1),
         ),
     ),
     "engine-crash": Scene(
         "at 40 s of every 120 s the first engine refuses connections, and at 70 s it is back with counters at 0",
         period=120,
-        events=(Event(40, Action.CRASH), Event(70, Action.RESTART)),
+        events=(SceneEvent(40, Action.CRASH), SceneEvent(70, Action.RESTART)),
     ),
 }

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ..exporter.http.server import HttpServer, Request, Response
+from ..exporter.http.server import HttpRequest, HttpResponse, HttpServer
 from ..vocabulary.exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
 from .exposition import CONTENT_TYPE
 from .fleet import TICK, Fleet
@@ -17,7 +17,7 @@ from .server import Server
 log = logging.getLogger("vllm_vitals")
 
 _VERSION: Final = "0.32.0"  # whose page this is
-_NOT_FOUND: Final = Response(404, b'{"detail":"Not Found"}', "application/json")
+_NOT_FOUND: Final = HttpResponse(404, b'{"detail":"Not Found"}', "application/json")
 _LONGEST_CATCH_UP: Final = 5.0  # seconds: after a suspended laptop, the fleet does not play the night
 
 
@@ -78,7 +78,7 @@ class DemoServers:
             await self._listening.pop(name).close()
 
     async def _listen(self, server: Server) -> None:
-        async def handler(request: Request) -> Response:
+        async def handler(request: HttpRequest) -> HttpResponse:
             return self._answer(server, request)
 
         http = HttpServer(handler, self._host, self._ports[server.name])
@@ -113,19 +113,19 @@ class DemoServers:
             elif http is None and server.up:
                 await self._listen(server)
 
-    def _answer(self, server: Server, request: Request) -> Response:
+    def _answer(self, server: Server, request: HttpRequest) -> HttpResponse:
         if not server.up:  # between the crash and the closing of the socket
-            return Response(503)
+            return HttpResponse(503)
         match request.path:
             case "/metrics" | "/metrics/":
-                return Response(200, self._fleet.page(server), CONTENT_TYPE)
+                return HttpResponse(200, self._fleet.page(server), CONTENT_TYPE)
             case "/metrics/requests":
                 openmetrics = accepts_openmetrics(request.headers.get("accept", ""))
-                return Response(
+                return HttpResponse(
                     200, server.requests.text(openmetrics=openmetrics), OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
                 )
             case "/health" | "/ping":
-                return Response(200)
+                return HttpResponse(200)
             case "/version":
                 return _json({"version": _VERSION})
             case "/v1/models":
@@ -134,8 +134,8 @@ class DemoServers:
                 return _NOT_FOUND
 
 
-def _json(content: object) -> Response:
-    return Response(200, json.dumps(content).encode(), "application/json")
+def _json(content: object) -> HttpResponse:
+    return HttpResponse(200, json.dumps(content).encode(), "application/json")
 
 
 def _models(server: Server, created: float) -> dict[str, object]:

@@ -26,7 +26,7 @@ class Lengths(NamedTuple):
         return max(1, round(random.lognormvariate(math.log(self.median), self.sigma)))
 
 
-class Phase(NamedTuple):
+class TrafficPhase(NamedTuple):
     """From `start` seconds of a cycle on, arrivals come at `factor` times the base rate."""
 
     start: float
@@ -59,7 +59,7 @@ class Traffic:
     abort: float = 0.015
     bad: float = 0.004
     cycle: float = 3600.0
-    phases: tuple[Phase, ...] = (Phase(0.0, 1.0),)
+    phases: tuple[TrafficPhase, ...] = (TrafficPhase(0.0, 1.0),)
 
     def rate_at(self, time: float) -> float:
         """Return the arrival rate at a moment, in requests per second."""
@@ -73,7 +73,7 @@ class Traffic:
         return self.rate * max(phase.factor for phase in self.phases)
 
 
-class Request(NamedTuple):
+class SimulatedRequest(NamedTuple):
     """One request, with everything that its client and the model's answer will decide.
 
     Attributes:
@@ -129,7 +129,7 @@ class Workload:
         self._next_arrival = 0.0
         self._draw_arrival()
 
-    def until(self, time: float) -> Iterator[Request]:
+    def until(self, time: float) -> Iterator[SimulatedRequest]:
         """Yield the requests that arrive up to a moment, once each."""
         while self._next_arrival <= time:
             arrival = self._next_arrival
@@ -143,7 +143,7 @@ class Workload:
         self._next_arrival = now  # a Poisson process has no memory, so the arrival that was drawn may be forgotten
         self._draw_arrival()
 
-    def answered(self, request: Request, generated: int) -> None:
+    def answered(self, request: SimulatedRequest, generated: int) -> None:
         """Let a conversation go on: its next turn repeats prompt and answer."""
         history = request.prompt_tokens - request.prefix_tokens + generated
         if request.prefix_tokens + history > self._max_model_len // 2:
@@ -160,7 +160,7 @@ class Workload:
             if self._random.random() * highest <= self._traffic.rate_at(self._next_arrival):
                 return
 
-    def _request(self, arrival: float) -> Request:
+    def _request(self, arrival: float) -> SimulatedRequest:
         traffic, random = self._traffic, self._random
         self._number += 1
         if self._sessions and random.random() < traffic.follow_up:
@@ -175,7 +175,7 @@ class Workload:
         prompt_tokens = session.prefix_tokens + session.history + new_tokens
         max_tokens = min(max_tokens, self._max_model_len - prompt_tokens)
         early = random.random() < traffic.abort
-        return Request(
+        return SimulatedRequest(
             number=self._number,
             arrival=arrival,
             ingress=_INGRESS_BASE + prompt_tokens * _INGRESS_PER_TOKEN + random.expovariate(1 / _INGRESS_JITTER),

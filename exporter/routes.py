@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from ..vocabulary.exposition_formats import OPENMETRICS_TYPE, TEXT_TYPE, accepts_openmetrics
-from .http.server import Request, Response
+from .http.server import HttpRequest, HttpResponse
 from .http.web_config import WebConfig
 from .inline import PACKING, inline_or_thread
 from .live.health import worst
@@ -57,7 +57,7 @@ class Routes:
         self._web = web
         self._files = {path: (_read(name), kind) for path, (name, kind) in _FILES.items()}
         self._runbooks = runbooks
-        self._exact: Mapping[str, Callable[[Request], Awaitable[Response]]] = {
+        self._exact: Mapping[str, Callable[[HttpRequest], Awaitable[HttpResponse]]] = {
             **{path: partial(self._file, path) for path in self._files},
             "/metrics": self._metrics,
             "/metrics/requests": self._request_metrics,
@@ -68,62 +68,66 @@ class Routes:
             "/readyz": self._readyz,
         }
 
-    async def handle(self, request: Request) -> Response:
+    async def handle(self, request: HttpRequest) -> HttpResponse:
         """Return the answer to a request."""
         response = await self._respond(request)
         extra = self._web.headers()
         return response._replace(headers=(*response.headers, *extra)) if extra else response
 
-    async def _respond(self, request: Request) -> Response:
+    async def _respond(self, request: HttpRequest) -> HttpResponse:
         if not await self._web.allows(request.headers.get("authorization")):
-            return Response(HTTPStatus.UNAUTHORIZED, b"Unauthorized\n", headers=(("www-authenticate", "Basic"),))
+            return HttpResponse(HTTPStatus.UNAUTHORIZED, b"Unauthorized\n", headers=(("www-authenticate", "Basic"),))
         if request.method not in {"GET", "HEAD"}:
-            return Response(HTTPStatus.METHOD_NOT_ALLOWED, b"GET only\n", headers=(("allow", "GET, HEAD"),))
+            return HttpResponse(HTTPStatus.METHOD_NOT_ALLOWED, b"GET only\n", headers=(("allow", "GET, HEAD"),))
         if (answer := self._exact.get(request.path)) is not None:
             return await answer(request)
         if request.path.startswith(_RUNBOOKS):
             return await self._runbook(request)
         if request.path == _RUNBOOKS.rstrip("/"):  # relative, for a proxy that serves us below a path of its own
-            return Response(HTTPStatus.MOVED_PERMANENTLY, headers=(("location", "runbooks/"),))
+            return HttpResponse(HTTPStatus.MOVED_PERMANENTLY, headers=(("location", "runbooks/"),))
         return self._not_found()
 
-    def _not_found(self) -> Response:
+    def _not_found(self) -> HttpResponse:
         paths = [path for path in self._exact if "." not in path]  # not the page's own files
-        return Response(HTTPStatus.NOT_FOUND, f"not found; there are {' '.join([*paths, _RUNBOOKS])}\n".encode())
+        return HttpResponse(HTTPStatus.NOT_FOUND, f"not found; there are {' '.join([*paths, _RUNBOOKS])}\n".encode())
 
-    async def _file(self, path: str, _: Request) -> Response:
+    async def _file(self, path: str, _: HttpRequest) -> HttpResponse:
         body, kind = self._files[path]
-        return Response(HTTPStatus.OK, body, kind, _PAGE_HEADERS)
+        return HttpResponse(HTTPStatus.OK, body, kind, _PAGE_HEADERS)
 
-    async def _runbook(self, request: Request) -> Response:
+    async def _runbook(self, request: HttpRequest) -> HttpResponse:
         body = await asyncio.to_thread(self._runbooks.page, request.path.removeprefix(_RUNBOOKS))
         if body is None:
             words = f"no runbook of that name; {_RUNBOOKS} lists them\n"
-            return Response(HTTPStatus.NOT_FOUND, words.encode())
-        return await _maybe_gzip(request, Response(HTTPStatus.OK, body, "text/html; charset=utf-8", _PAGE_HEADERS))
+            return HttpResponse(HTTPStatus.NOT_FOUND, words.encode())
+        return await _maybe_gzip(request, HttpResponse(HTTPStatus.OK, body, "text/html; charset=utf-8", _PAGE_HEADERS))
 
-    async def _healthz(self, _: Request) -> Response:
-        return Response(HTTPStatus.OK, b"ok\n")
+    async def _healthz(self, _: HttpRequest) -> HttpResponse:
+        return HttpResponse(HTTPStatus.OK, b"ok\n")
 
-    async def _readyz(self, _: Request) -> Response:
+    async def _readyz(self, _: HttpRequest) -> HttpResponse:
         ready = self._sidecar.ready.is_set()
-        return Response(HTTPStatus.OK, b"ready\n") if ready else Response(503, b"the first look is not done yet\n")
+        return (
+            HttpResponse(HTTPStatus.OK, b"ready\n") if ready else HttpResponse(503, b"the first look is not done yet\n")
+        )
 
-    async def _json(self, ask: Callable[[dict[str, list[str]]], tuple[int, Any]], request: Request) -> Response:
+    async def _json(self, ask: Callable[[dict[str, list[str]]], tuple[int, Any]], request: HttpRequest) -> HttpResponse:
         status, answer = ask(parse_qs(request.query))
         body = json.dumps(answer, separators=(",", ":"), allow_nan=False, default=plain).encode()
-        return await _maybe_gzip(request, Response(status, body, "application/json", (("cache-control", "no-store"),)))
+        return await _maybe_gzip(
+            request, HttpResponse(status, body, "application/json", (("cache-control", "no-store"),))
+        )
 
-    async def _metrics(self, request: Request) -> Response:
+    async def _metrics(self, request: HttpRequest) -> HttpResponse:
         timeout = scrape_timeout(request.headers, self._sidecar.settings.scrape_timeout)
         body = await self._sidecar.metrics(timeout)
-        return await _maybe_gzip(request, Response(HTTPStatus.OK, body, TEXT_TYPE))
+        return await _maybe_gzip(request, HttpResponse(HTTPStatus.OK, body, TEXT_TYPE))
 
-    async def _request_metrics(self, request: Request) -> Response:
+    async def _request_metrics(self, request: HttpRequest) -> HttpResponse:
         timeout = scrape_timeout(request.headers, self._sidecar.settings.scrape_timeout)
         openmetrics = accepts_openmetrics(request.headers.get("accept", ""))
         body = await self._sidecar.request_metrics(timeout, openmetrics=openmetrics)
-        response = Response(HTTPStatus.OK, body, OPENMETRICS_TYPE if openmetrics else TEXT_TYPE)
+        response = HttpResponse(HTTPStatus.OK, body, OPENMETRICS_TYPE if openmetrics else TEXT_TYPE)
         return await _maybe_gzip(request, response)
 
     def _vitals(self, query: dict[str, list[str]]) -> tuple[int, Any]:
@@ -194,7 +198,7 @@ def scrape_timeout(headers: Mapping[str, str], default: float) -> float:
     return min(_MAX_TIMEOUT, max(theirs - _MARGIN_SECONDS, theirs / 2))
 
 
-async def _maybe_gzip(request: Request, response: Response) -> Response:
+async def _maybe_gzip(request: HttpRequest, response: HttpResponse) -> HttpResponse:
     if not _accepts_gzip(request.headers.get("accept-encoding", "")):
         return response._replace(headers=(*response.headers, ("vary", "accept-encoding")))
     body = await inline_or_thread(len(response.body), PACKING, partial(_gzip, response.body))

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from ..settings.scalars import Secret
-from .http.server import HttpServer, Request, Response
+from .http.server import HttpRequest, HttpResponse, HttpServer
 from .http.web_config import WebConfig
 from .live.runbook_pages import RunbookPages
 from .routes import Routes
@@ -35,11 +35,11 @@ async def scrape_listener(sidecar: Sidecar) -> AsyncIterator[ScrapeListener]:
     wanted = f"Bearer {token}".encode()
     routes = Routes(sidecar, WebConfig(None), RunbookPages())
 
-    async def handle(request: Request) -> Response:
+    async def handle(request: HttpRequest) -> HttpResponse:
         if not hmac.compare_digest(request.headers.get("authorization", "").encode(), wanted):
-            return Response(HTTPStatus.UNAUTHORIZED, b"Unauthorized\n", headers=(("www-authenticate", "Bearer"),))
+            return HttpResponse(HTTPStatus.UNAUTHORIZED, b"Unauthorized\n", headers=(("www-authenticate", "Bearer"),))
         if request.path not in _PATHS:
-            return Response(HTTPStatus.NOT_FOUND, b"not found; there are /metrics /metrics/requests\n")
+            return HttpResponse(HTTPStatus.NOT_FOUND, b"not found; there are /metrics /metrics/requests\n")
         return await routes.handle(request)
 
     server = HttpServer(handle, "127.0.0.1", 0)

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from .request.records import Request
+from .request.records import RequestRecord
 
 
 class Sink(Protocol):
@@ -10,7 +10,7 @@ class Sink(Protocol):
 
     name: str
 
-    def take(self, request: Request) -> None:
+    def take(self, request: RequestRecord) -> None:
         """Report a request; must not wait for a network or a lock that somebody holds for long."""
 
     def idle(self) -> None:

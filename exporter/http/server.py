@@ -20,7 +20,7 @@ from ...vocabulary.reasons import RefusalCode
 log = logging.getLogger("vllm_vitals")
 
 
-class Request(NamedTuple):
+class HttpRequest(NamedTuple):
     """One request; header names are lower-case, the path is without its query."""
 
     method: str
@@ -29,7 +29,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
 
 
-class Response(NamedTuple):
+class HttpResponse(NamedTuple):
     """One answer; Content-Length, Date and Connection are added by the server."""
 
     status: int
@@ -51,7 +51,7 @@ class Limits(NamedTuple):
     handshake_seconds: float = 5.0
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
 _READ_BYTES = 64 * 1024
 
 
@@ -146,7 +146,9 @@ class HttpServer:
                 request = await self._read_request(http, reader)
             except _RefusedError as refusal:
                 if refusal.status:
-                    await self._send(http, writer, Response(refusal.status, f"{refusal.reason}\n".encode()), head=False)
+                    await self._send(
+                        http, writer, HttpResponse(refusal.status, f"{refusal.reason}\n".encode()), head=False
+                    )
                 raise
             if request is None:
                 return
@@ -161,17 +163,17 @@ class HttpServer:
     def _serving(self) -> bool:
         return self._server is not None and self._server.is_serving()
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: HttpRequest) -> HttpResponse:
         try:
             async with asyncio.timeout(self._limits.handler_seconds):
                 return await self._handler(request)
         except TimeoutError:
-            return Response(HTTPStatus.SERVICE_UNAVAILABLE, b"the answer took too long\n")
+            return HttpResponse(HTTPStatus.SERVICE_UNAVAILABLE, b"the answer took too long\n")
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
-            return Response(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error, see the exporter's log\n")
+            return HttpResponse(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error, see the exporter's log\n")
 
-    async def _read_request(self, http: h11.Connection, reader: asyncio.StreamReader) -> Request | None:
+    async def _read_request(self, http: h11.Connection, reader: asyncio.StreamReader) -> HttpRequest | None:
         """Return the next request, or None when the peer ended the connection or stayed idle."""
         head: h11.Request | None = None
         body_bytes = 0
@@ -206,10 +208,10 @@ class HttpServer:
         assert head is not None
         path, _, query = head.target.decode("ascii", "replace").partition("?")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
-        return Request(head.method.decode("ascii"), path, query, headers)
+        return HttpRequest(head.method.decode("ascii"), path, query, headers)
 
     async def _send(
-        self, http: h11.Connection, writer: asyncio.StreamWriter, response: Response, *, head: bool
+        self, http: h11.Connection, writer: asyncio.StreamWriter, response: HttpResponse, *, head: bool
     ) -> None:
         if http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             return

@@ -14,7 +14,7 @@ from ..pages.samples import Sample, label_pairs
 from .pod_resources import PodDevices
 from .visible_devices import GpuFacts, configured, named, visible
 
-__all__ = ["EngineFacts", "GpuFacts", "Here", "Placed", "Pods", "place", "samples"]
+__all__ = ["EngineFacts", "ExporterLocation", "GpuFacts", "Placed", "Pods", "place", "samples"]
 
 log = logging.getLogger("vllm_vitals")
 
@@ -64,7 +64,7 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class ExporterLocation:
     """Where the exporter itself runs."""
 
     container: str = ""
@@ -103,14 +103,14 @@ class _Engine:
 
 
 @dataclass(frozen=True, slots=True)
-class _World:
+class _Surroundings:
     """Everything that the sources look at."""
 
     engines: tuple[_Engine, ...]
     gpus: tuple[GpuFacts, ...]
     tree: ProcessTree
     pods: Pods | None
-    here: Here
+    here: ExporterLocation
 
 
 # --- The decision -----------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def place(
     gpus: Sequence[GpuFacts],
     tree: ProcessTree,
     pods: Pods | None = None,
-    here: Here = Here(),
+    here: ExporterLocation = ExporterLocation(),
     resolved: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple[Placed, ...]:
     """Return one row per (engine, model, GPU), each with the source that said so; the first source that answers wins.
@@ -140,7 +140,7 @@ def process_roles(
     engines: Sequence[EngineFacts], tree: ProcessTree, resolved: Mapping[str, tuple[str, ...]] | None = None
 ) -> dict[str, dict[int, str]]:
     """Return server -> pid -> role; a server whose processes are not found here has an empty mapping."""
-    world = _world(engines, (), tree, None, Here(), resolved or {})
+    world = _world(engines, (), tree, None, ExporterLocation(), resolved or {})
     return {engine.facts.server: dict(engine.roles) for engine in world.engines}
 
 
@@ -149,9 +149,9 @@ def _world(
     gpus: Sequence[GpuFacts],
     tree: ProcessTree,
     pods: Pods | None,
-    here: Here,
+    here: ExporterLocation,
     resolved: Mapping[str, tuple[str, ...]],
-) -> _World:
+) -> _Surroundings:
     known = []
     for facts in engines:
         host, port = host_and_port(facts.url)
@@ -159,10 +159,10 @@ def _world(
         owners = serving_pids(tree, addresses, port)
         local = any(is_own(address, tree) for address in addresses)
         known.append(_Engine(facts, host, local, owners, engine_pids(tree, owners) if owners else {}))
-    return _World(tuple(known), tuple(sorted(gpus, key=lambda gpu: gpu.index)), tree, pods, here)
+    return _Surroundings(tuple(known), tuple(sorted(gpus, key=lambda gpu: gpu.index)), tree, pods, here)
 
 
-def _from_config(engine: _Engine, world: _World) -> list[_Claim] | None:
+def _from_config(engine: _Engine, world: _Surroundings) -> list[_Claim] | None:
     if not engine.facts.gpus:
         return None
     # Always wins: a configured GPU that is not there makes the engine unknown rather than placed by something weaker.
@@ -175,7 +175,7 @@ def _from_config(engine: _Engine, world: _World) -> list[_Claim] | None:
     return [_Claim(gpu, indices[number * len(indices) // len(found)]) for number, gpu in enumerate(found)]
 
 
-def _from_processes(engine: _Engine, world: _World) -> list[_Claim] | None:
+def _from_processes(engine: _Engine, world: _Surroundings) -> list[_Claim] | None:
     found = [
         _Claim(gpu, rank_of(world.tree, pid, engine.roles))
         for gpu in world.gpus
@@ -185,7 +185,7 @@ def _from_processes(engine: _Engine, world: _World) -> list[_Claim] | None:
     return found or None
 
 
-def _from_environ(engine: _Engine, world: _World) -> list[_Claim] | None:
+def _from_environ(engine: _Engine, world: _Surroundings) -> list[_Claim] | None:
     ranks = defaultdict(set)
     workers = Counter[str]()
     for pid, kind in engine.roles.items():
@@ -220,7 +220,7 @@ def _from_environ(engine: _Engine, world: _World) -> list[_Claim] | None:
     return claims
 
 
-def _from_pods(engine: _Engine, world: _World) -> list[_Claim] | None:
+def _from_pods(engine: _Engine, world: _Surroundings) -> list[_Claim] | None:
     if world.pods is None:
         return None
     pod = _pod_of(engine, world)
@@ -230,7 +230,7 @@ def _from_pods(engine: _Engine, world: _World) -> list[_Claim] | None:
     return _ranked(found, engine, world) or None
 
 
-def _from_cgroups(engine: _Engine, world: _World) -> list[_Claim] | None:
+def _from_cgroups(engine: _Engine, world: _Surroundings) -> list[_Claim] | None:
     mine = _containers(engine, world)
     if not mine or any(other is not engine and _containers(other, world) & mine for other in world.engines):
         return None
@@ -240,13 +240,13 @@ def _from_cgroups(engine: _Engine, world: _World) -> list[_Claim] | None:
     return _ranked(found, engine, world) or None
 
 
-def _from_being_alone(engine: _Engine, world: _World) -> list[_Claim] | None:
+def _from_being_alone(engine: _Engine, world: _Surroundings) -> list[_Claim] | None:
     if len(world.engines) != 1 or not engine.local:
         return None
     return _ranked([gpu for gpu in world.gpus if not _is_anothers(gpu, engine, world)], engine, world) or None
 
 
-_Source = Callable[[_Engine, _World], list[_Claim] | None]
+_Source = Callable[[_Engine, _Surroundings], list[_Claim] | None]
 SOURCES: Final[tuple[tuple[str, _Source], ...]] = (
     ("config", _from_config),
     ("process", _from_processes),
@@ -257,7 +257,7 @@ SOURCES: Final[tuple[tuple[str, _Source], ...]] = (
 )
 
 
-def _rows(engine: _Engine, world: _World) -> Iterable[Placed]:
+def _rows(engine: _Engine, world: _Surroundings) -> Iterable[Placed]:
     source, claims = next(
         ((name, found) for name, look in SOURCES if (found := look(engine, world)) is not None), ("unknown", [])
     )
@@ -291,7 +291,7 @@ def _only(values: Iterable[str]) -> str:
     return distinct.pop() if len(distinct) == 1 else ""
 
 
-def _ranked(gpus: Sequence[GpuFacts], engine: _Engine, world: _World) -> list[_Claim]:
+def _ranked(gpus: Sequence[GpuFacts], engine: _Engine, world: _Surroundings) -> list[_Claim]:
     """Return claims for these GPUs, with the ranks of the engine's processes on them where the driver tells."""
     claims = []
     for gpu in gpus:
@@ -305,7 +305,7 @@ def _held(gpu: GpuFacts, tree: ProcessTree) -> list[int]:
     return [local for pid, _, _ in gpu.pids if (local := tree.local_pid(pid)) is not None]
 
 
-def _holders(gpu: GpuFacts, index: str, engine: _Engine, world: _World) -> frozenset[int]:
+def _holders(gpu: GpuFacts, index: str, engine: _Engine, world: _Surroundings) -> frozenset[int]:
     """Return the driver's pids on a GPU that belong to one engine index."""
     found = set()
     for driver_pid, _, _ in gpu.pids:
@@ -328,7 +328,7 @@ def memory(gpu: GpuFacts, driver_pids: frozenset[int]) -> int | None:
     return sum(sizes.values()) if sizes else None
 
 
-def _visible(pid: int, world: _World) -> tuple[GpuFacts, ...] | None:
+def _visible(pid: int, world: _Surroundings) -> tuple[GpuFacts, ...] | None:
     process = world.tree.processes[pid]
     if process.environ is None:
         return None
@@ -341,11 +341,11 @@ def _visible(pid: int, world: _World) -> tuple[GpuFacts, ...] | None:
     )
 
 
-def _containers(engine: _Engine, world: _World) -> set[str]:
+def _containers(engine: _Engine, world: _Surroundings) -> set[str]:
     return {world.tree.processes[pid].container for pid in engine.roles} - {""}
 
 
-def _is_anothers(gpu: GpuFacts, engine: _Engine, world: _World) -> bool:
+def _is_anothers(gpu: GpuFacts, engine: _Engine, world: _Surroundings) -> bool:
     """Return whether all processes on a GPU are known here and none of them is the engine's."""
     held = _held(gpu, world.tree)
     return (
@@ -356,7 +356,7 @@ def _is_anothers(gpu: GpuFacts, engine: _Engine, world: _World) -> bool:
     )
 
 
-def _pod_of(engine: _Engine, world: _World) -> PodDevices | None:
+def _pod_of(engine: _Engine, world: _Surroundings) -> PodDevices | None:
     """Return the pod of an engine when exactly one answers to what is known of it.
 
     A loopback URL means our own pod (sidecar). Else the pod uid of the engine's cgroup is looked up in the kubelet's

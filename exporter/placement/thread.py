@@ -17,7 +17,7 @@ from ..pages.samples import Sample, label_pairs
 from .pod_resources import DEADLINE_SECONDS, KUBELET_SOCKET, POD_LOGS, list_pods, pod_names
 from .rules import (
     EngineFacts,
-    Here,
+    ExporterLocation,
     Placed,
     Pods,
     host_and_port,
@@ -145,7 +145,7 @@ class Placement:
         began = time.monotonic()
         engines, gpus = self._inputs
         key = _key(engines, gpus)
-        here = Here(
+        here = ExporterLocation(
             own_container(self._proc),
             os.environ.get("NVIDIA_VISIBLE_DEVICES", "").strip(),
             os.environ.get("POD_NAME", ""),

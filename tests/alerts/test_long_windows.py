@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm_vitals.alerts.build import rule_groups
 from vllm_vitals.alerts.indicators import counts
-from vllm_vitals.alerts.rule_tests import Phase, _series
+from vllm_vitals.alerts.rule_tests import LoadPhase, _series
 from vllm_vitals.alerts.rules import Alert, Group, as_yaml
 from vllm_vitals.alerts.tiers import part_of, window_name, windows
 
@@ -95,7 +95,7 @@ def test_a_part_is_evaluated_in_the_group_of_its_whole_and_before_it(sla_of):
 class Past(NamedTuple):
     """Minutes of traffic, oldest first, and how far a sum of its bad events may be off."""
 
-    phases: Sequence[Phase]
+    phases: Sequence[LoadPhase]
     tolerance: float = TOLERANCE
 
     @property
@@ -111,38 +111,40 @@ class Past(NamedTuple):
         return total, bad
 
 
-def day_and_night() -> Iterator[Phase]:
+def day_and_night() -> Iterator[LoadPhase]:
     for _ in range(4):
         for hours, total, bad in ((7, 1, 0), (2, 30, 0.3), (5, 90, 2), (1, 400, 100), (5, 60, 0), (4, 10, 1)):
-            yield Phase(hours * HOUR, total, bad)
+            yield LoadPhase(hours * HOUR, total, bad)
 
 
 PASTS = {
-    "constant": Past([Phase(4 * DAY, 60, 0.6)]),
+    "constant": Past([LoadPhase(4 * DAY, 60, 0.6)]),
     "day and night": Past([*day_and_night()]),
-    "ten bad minutes long ago": Past([Phase(2 * DAY, 60, 0), Phase(10, 60, 60), Phase(17 * HOUR + 20, 60, 0)]),
+    "ten bad minutes long ago": Past(
+        [LoadPhase(2 * DAY, 60, 0), LoadPhase(10, 60, 60), LoadPhase(17 * HOUR + 20, 60, 0)]
+    ),
     "ten bad minutes of which a seam may lose one": Past(
-        [Phase(2 * DAY, 60, 0), Phase(10, 60, 60), Phase(17 * HOUR + 50, 60, 0)], 0.1
+        [LoadPhase(2 * DAY, 60, 0), LoadPhase(10, 60, 60), LoadPhase(17 * HOUR + 50, 60, 0)], 0.1
     ),
     "five bad ones on one day": Past(
         [
-            Phase(3 * DAY - 20, 1, 0),
-            *(Phase(minutes, 1, bad) for _ in range(5) for minutes, bad in ((1, 1), (239, 0))),
-            Phase(20, 1, 0),
+            LoadPhase(3 * DAY - 20, 1, 0),
+            *(LoadPhase(minutes, 1, bad) for _ in range(5) for minutes, bad in ((1, 1), (239, 0))),
+            LoadPhase(20, 1, 0),
         ]
     ),
     "restarts within parts, and close to a seam": Past(
         [
-            Phase(3 * DAY, 60, 0.6),
-            Phase(14 * HOUR, 60, 0.6, reset=True),
-            Phase(4 * HOUR + 7, 60, 1.2, reset=True),
-            Phase(6 * HOUR - 7, 60, 0, reset=True),
+            LoadPhase(3 * DAY, 60, 0.6),
+            LoadPhase(14 * HOUR, 60, 0.6, reset=True),
+            LoadPhase(4 * HOUR + 7, 60, 1.2, reset=True),
+            LoadPhase(6 * HOUR - 7, 60, 0, reset=True),
         ],
         0.005,  # the minute before a restart is gone with it
     ),
-    "younger than a part": Past([Phase(2 * HOUR, 60, 0.6)]),
-    "younger than a day": Past([Phase(8 * HOUR, 60, 0.6)]),
-    "younger than three days": Past([Phase(30 * HOUR, 60, 0.6)]),
+    "younger than a part": Past([LoadPhase(2 * HOUR, 60, 0.6)]),
+    "younger than a day": Past([LoadPhase(8 * HOUR, 60, 0.6)]),
+    "younger than three days": Past([LoadPhase(30 * HOUR, 60, 0.6)]),
 }
 
 
@@ -223,7 +225,7 @@ def test_what_nobody_scraped_for_hours_is_in_the_sum_once_both_of_its_sides_are_
     (service,) = sla.services
     raw = counts(service, "ttft", service.objectives.ttft, "1d")
     gap = range(3 * DAY - 17 * HOUR, 3 * DAY - 14 * HOUR)
-    series = without(_series(service, "ttft", service.objectives.ttft, [Phase(3 * DAY, 60, 0.6)]), gap)
+    series = without(_series(service, "ttft", service.objectives.ttft, [LoadPhase(3 * DAY, 60, 0.6)]), gap)
     # At a seam within the gap, 180 of 1440 minutes are in neither part.
     checks = [
         check(f"slo:sli_{what}:increase1d", expression, now, tolerance)
@@ -282,7 +284,7 @@ def test_an_engine_that_is_gone_stays_in_the_sum_for_as_long_as_the_window(prome
     (service,) = sla.services
     there = [
         {**one, "values": one["values"] + " stale"}
-        for one in _series(service, "ttft", service.objectives.ttft, [Phase(DAY, 60, 0.6)])
+        for one in _series(service, "ttft", service.objectives.ttft, [LoadPhase(DAY, 60, 0.6)])
     ]
     checks = [
         check("slo:sli_total:increase1d", 60 * 14 * HOUR, DAY + 10 * HOUR),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm_vitals.demo.blocks import BlockPool, Chain
 from vllm_vitals.demo.engine import BLOCK_SIZE, EngineConfig, SimulatedEngine, StepCost, _State
-from vllm_vitals.demo.workload import CHAT, Request
+from vllm_vitals.demo.workload import CHAT, SimulatedRequest
 
 COST = StepCost(base=0.010, prefill=1e-4, sequence=1e-4, context=0.0)
 
@@ -17,7 +17,7 @@ def config(**changes) -> EngineConfig:
     return EngineConfig("tiny", cost=COST, **(settings | changes))
 
 
-def request(number: int, arrival: float = 0.0, prompt: int = 32, output: int = 10, **changes) -> Request:
+def request(number: int, arrival: float = 0.0, prompt: int = 32, output: int = 10, **changes) -> SimulatedRequest:
     fields = {
         "ingress": 0.001,
         "max_tokens": 400,
@@ -29,10 +29,12 @@ def request(number: int, arrival: float = 0.0, prompt: int = 32, output: int = 1
         "streaming": True,
         "bad": False,
     }
-    return Request(number=number, arrival=arrival, prompt_tokens=prompt, output_tokens=output, **(fields | changes))
+    return SimulatedRequest(
+        number=number, arrival=arrival, prompt_tokens=prompt, output_tokens=output, **(fields | changes)
+    )
 
 
-def run(engine: SimulatedEngine, *requests: Request, to: float = 100.0):
+def run(engine: SimulatedEngine, *requests: SimulatedRequest, to: float = 100.0):
     for one in requests:
         engine.submit(one)
     return engine.advance(to)

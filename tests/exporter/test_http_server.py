@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from support.http import get
 from support.waiting import wait_for
-from vllm_vitals.exporter.http.server import HttpServer, Limits, Request, Response
+from vllm_vitals.exporter.http.server import HttpRequest, HttpResponse, HttpServer, Limits
 
 
 class Served:
@@ -17,7 +17,7 @@ class Served:
 
     def __init__(self, limits: Limits):
         self.gate = threading.Event()
-        self.handled: list[Request] = []
+        self.handled: list[HttpRequest] = []
         self.loop = asyncio.new_event_loop()
         self.server = HttpServer(self._handle, "127.0.0.1", 0, limits=limits)
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -28,7 +28,7 @@ class Served:
     def do(self, work, timeout: float = 20.0):
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
 
-    async def _handle(self, request: Request) -> Response:
+    async def _handle(self, request: HttpRequest) -> HttpResponse:
         self.handled.append(request)
         if request.path == "/gated":
             await asyncio.to_thread(self.gate.wait, 20)
@@ -36,7 +36,7 @@ class Served:
             await asyncio.sleep(3600)
         if request.path == "/broken":
             raise RuntimeError("broken on purpose")
-        return Response(200, self.BIG if request.path == "/big" else f"{request.path}\n".encode())
+        return HttpResponse(200, self.BIG if request.path == "/big" else f"{request.path}\n".encode())
 
     @property
     def connections(self) -> int:

@@ -8,7 +8,7 @@ import time
 import pytest
 from vllm_vitals.exporter.machine.process_tree import Listener, Process, ProcessTree
 from vllm_vitals.exporter.placement.pod_resources import PodDevices
-from vllm_vitals.exporter.placement.rules import EngineFacts, GpuFacts, Here, Pods, place, samples
+from vllm_vitals.exporter.placement.rules import EngineFacts, ExporterLocation, GpuFacts, Pods, place, samples
 from vllm_vitals.exporter.placement.thread import Placement
 
 URL = "http://127.0.0.1:8000/metrics"
@@ -225,15 +225,15 @@ def test_index_in_a_container_with_devices_by_other_means_is_not_trusted():
     gpus = [gpu(0), gpu(1)]
     others = [engine(), engine("far", "http://10.9.9.9:1/")]
     assert place(others, gpus, processes)[0].source == "unknown"
-    assert place(others, gpus, processes, here=Here(container="c" * 64))[0].source == "environ"
+    assert place(others, gpus, processes, here=ExporterLocation(container="c" * 64))[0].source == "environ"
 
 
 def test_machine_index_is_not_ours_when_we_see_a_part_of_the_machine():
     processes = single(container="c" * 64, environ={"NVIDIA_VISIBLE_DEVICES": "0"})
     engines = [engine(), engine("far", "http://10.9.9.9:1/")]
     seen = [gpu(0)]  # index 0 for us, 3 for the machine
-    assert place(engines, seen, processes, here=Here(nvidia_visible_devices="3"))[0].source == "unknown"
-    same = place(engines, seen, processes, here=Here(nvidia_visible_devices="0"))
+    assert place(engines, seen, processes, here=ExporterLocation(nvidia_visible_devices="3"))[0].source == "unknown"
+    same = place(engines, seen, processes, here=ExporterLocation(nvidia_visible_devices="0"))
     assert (same[0].source, same[0].gpu) == ("environ", "0")
 
 
@@ -243,15 +243,20 @@ def pods(*devices, names=None):
 
 
 def test_sidecar_takes_the_gpus_of_its_own_pod():
-    placed = place([engine()], [gpu(0), gpu(1)], tree(), pods("GPU-00000001"), Here(pod="vllm-0", namespace="llm"))
+    placed = place(
+        [engine()], [gpu(0), gpu(1)], tree(), pods("GPU-00000001"), ExporterLocation(pod="vllm-0", namespace="llm")
+    )
     assert join(placed) == [("0", "1", "pod-resources")]
 
 
 def test_pod_of_another_namespace_is_not_ours():
     engines = [engine(), engine("far", "http://10.9.9.9:1/")]
     told = pods("GPU-00000001")
-    assert place(engines, [gpu(0), gpu(1)], tree(), told, Here(pod="vllm-0", namespace="x"))[0].source == "unknown"
-    assert place(engines, [gpu(0), gpu(1)], tree(), told, Here(pod="vllm-0", namespace="llm"))[0].gpu == "1"
+    assert (
+        place(engines, [gpu(0), gpu(1)], tree(), told, ExporterLocation(pod="vllm-0", namespace="x"))[0].source
+        == "unknown"
+    )
+    assert place(engines, [gpu(0), gpu(1)], tree(), told, ExporterLocation(pod="vllm-0", namespace="llm"))[0].gpu == "1"
 
 
 def test_pod_uid_of_the_cgroup_leads_to_the_pod():
@@ -274,13 +279,13 @@ def test_stateful_set_name_in_the_url_leads_to_the_pod():
 def test_devices_of_a_pod_are_mig_uuids_and_minors_too(device, expected):
     gpus = [gpu(0), gpu(1, mig=("MIG-77",))]
     engines = [engine(), engine("far", "http://10.9.9.9:1/")]
-    placed = place(engines, gpus, tree(), pods(device), Here(pod="vllm-0", namespace="llm"))
+    placed = place(engines, gpus, tree(), pods(device), ExporterLocation(pod="vllm-0", namespace="llm"))
     assert placed[0].gpu == expected
 
 
 def test_two_engines_in_one_pod_are_not_told_apart_by_it():
     engines = [engine("a"), engine("b", "http://127.0.0.1:8001/metrics")]
-    placed = place(engines, [gpu(0)], tree(), pods("GPU-00000000"), Here(pod="vllm-0", namespace="llm"))
+    placed = place(engines, [gpu(0)], tree(), pods("GPU-00000000"), ExporterLocation(pod="vllm-0", namespace="llm"))
     assert {row.source for row in placed} == {"unknown"}
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllm_vitals.tracing.request.records import Outcome, Request, Sequence, Trace
+from vllm_vitals.tracing.request.records import Outcome, RequestRecord, SequenceRecord, Trace
 
 T0 = 1_750_000_000.0
 
@@ -16,7 +16,7 @@ def sequence(
     output_tokens: int = 10,
     at: float = T0,
     **others: Any,
-) -> Sequence:
+) -> SequenceRecord:
     """One sequence that got through all phases, by their lengths in seconds."""
     queued = at + ingress
     scheduled = queued + queue
@@ -33,17 +33,19 @@ def sequence(
         "finish_reason": "stop",
         **others,
     }
-    return Sequence("cmpl-1", "1", 0, arrival=at, output_tokens=output_tokens, **values)
+    return SequenceRecord("cmpl-1", "1", 0, arrival=at, output_tokens=output_tokens, **values)
 
 
 def request(
-    *sequences: Sequence,
+    *sequences: SequenceRecord,
     outcome: Outcome = "ok",
     model: str = "tiny",
     started: float = T0,
     ended: float = T0 + 1.05,
     trace_id: int = 0xABC,
     sampled: bool = False,
-) -> Request:
+) -> RequestRecord:
     """A request of these sequences from `started` to `ended`."""
-    return Request("1", model, outcome, started, ended, Trace(trace_id, 0xDEF, sampled=sampled), sequences=sequences)
+    return RequestRecord(
+        "1", model, outcome, started, ended, Trace(trace_id, 0xDEF, sampled=sampled), sequences=sequences
+    )

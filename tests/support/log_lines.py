@@ -13,27 +13,28 @@ from vllm_vitals.tracing.fatal import watch as fatal
 from vllm_vitals.tracing.json_logs import VitalsJsonFormatter
 from vllm_vitals.tracing.logs.context import SERVED, IdFilter
 from vllm_vitals.tracing.logs.request_line import RequestLogSink
-from vllm_vitals.tracing.request.records import Gpu, Http, Request, Sequence, Trace
+from vllm_vitals.tracing.request.records import Gpu, Http, RequestRecord, SequenceRecord, Trace
 
 AT: Final = 1_790_000_000.0
 DOCKER_TIME: Final = "2026-11-26T06:40:00.123456789Z"
 TRACE: Final = Trace(0xABC, 0xDEF, sampled=True)
 HTTP: Final = Http("POST", "/v1/chat/completions", 200, AT, AT + 0.812, AT + 0.1, client="10.0.0.5:4242", streamed=True)
-ONE: Final = Sequence(
+ONE: Final = SequenceRecord(
     "chatcmpl-r", "chatcmpl-r-1", 0, "llama", AT, AT + 0.8125, lora="adapter", engine_index=1, queued=AT + 0.002,
     scheduled=AT + 0.01, first_token=AT + 0.1, last_token=AT + 0.79, preemptions=((AT + 0.2, AT + 0.3),),
     input_tokens=12, cached_tokens=8, output_tokens=40, finish_reason="stop",
 )  # fmt: skip
 # Between them they have every field that a request's line can have.
 REQUESTS: Final = (
-    Request(
+    RequestRecord(
         "r-1", "llama", "ok", AT, AT + 0.812, TRACE, HTTP, (ONE,), "chat-7", "", "chat", stream=True, user="0f0f",
         headers={"x-tenant": "beef"}, gpus=(Gpu("GPU-1", "H100", 40_000_000_000, 310.5),),
     ),
-    Request(
+    RequestRecord(
         "r-2", "llama", "server_error", AT, AT + 2, TRACE,
         Http("POST", "/v1/completions", 500, AT, AT + 2, client="10.0.0.5:4243", disconnected=True),
-        (ONE, Sequence("b", "b", 1, "llama", AT, AT + 2, first_token=AT + 1, output_tokens=3, finish_reason="length")),
+        (ONE, SequenceRecord("b", "b", 1, "llama", AT, AT + 2, first_token=AT + 1, output_tokens=3,
+                             finish_reason="length")),
         error_type="EngineDeadError", late=True,
     ),
 )  # fmt: skip

@@ -15,17 +15,17 @@ from vllm_vitals.tracing.audit.chain import canonical
 from vllm_vitals.tracing.audit.log import AuditSink, entry
 from vllm_vitals.tracing.audit.verify import Head, chains, verify
 from vllm_vitals.tracing.counters import AUDIT_FAILURES, Counters
-from vllm_vitals.tracing.request.records import Http, Request, Sequence, Trace
+from vllm_vitals.tracing.request.records import Http, RequestRecord, SequenceRecord, Trace
 
 AT = 1_790_000_000.0
 KEY = b"0123456789abcdef0123456789abcdef"
-SEQUENCE = Sequence("c-r", "c-r-1", 0, "llama", AT, AT + 1, input_tokens=12, cached_tokens=8, output_tokens=40,
+SEQUENCE = SequenceRecord("c-r", "c-r-1", 0, "llama", AT, AT + 1, input_tokens=12, cached_tokens=8, output_tokens=40,
                     finish_reason="stop", max_tokens=64, output_text="the answer")  # fmt: skip
 
 
 def request(number=0):
     http = Http("POST", "/v1/completions", 200, AT, AT + 1, client="10.0.0.5:4242")
-    return Request(f"r{number}", "llama", "ok", AT, AT + 1, Trace(7, 8), http=http, sequences=(SEQUENCE,),
+    return RequestRecord(f"r{number}", "llama", "ok", AT, AT + 1, Trace(7, 8), http=http, sequences=(SEQUENCE,),
                    user="0f0f", headers={"x-tenant": "beef"}, input_messages="the prompt")  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 from vllm_vitals.settings.tracing import AuditSettings
 from vllm_vitals.tracing.audit.log import AuditSink
 from vllm_vitals.tracing.counters import Counters
-from vllm_vitals.tracing.request.records import Request, Trace
+from vllm_vitals.tracing.request.records import RequestRecord, Trace
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def audit(tmp_path):
     key_file.chmod(0o600)
     sink = AuditSink(AuditSettings(file=file, key_file=key_file, max_bytes=2000), Counters())
     for number in range(12):
-        sink.take(Request(f"r{number}", "llama", "ok", 0.0, 1.0, Trace(1, 2)))
+        sink.take(RequestRecord(f"r{number}", "llama", "ok", 0.0, 1.0, Trace(1, 2)))
     sink.close(0.0)
     return key_file, file
 

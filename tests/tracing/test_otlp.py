@@ -23,7 +23,7 @@ from vllm_vitals.tracing.spans.otlp import (
     scope_bytes,
     span_bytes,
 )
-from vllm_vitals.tracing.spans.tree import Event, Link, Span
+from vllm_vitals.tracing.spans.tree import Link, Span, SpanEvent
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=200)
@@ -45,7 +45,7 @@ SPANS = st.builds(
     ATTRIBUTES,
     st.integers(0, 2),
     TEXT,
-    st.lists(st.builds(Event, TEXT, TIME, ATTRIBUTES), max_size=3),
+    st.lists(st.builds(SpanEvent, TEXT, TIME, ATTRIBUTES), max_size=3),
     st.lists(st.builds(Link, TRACE_ID, SPAN_ID), max_size=2),
     TEXT,
     st.integers(0, 2**32 - 1),

@@ -7,16 +7,16 @@ import sys
 import pytest
 from vllm_vitals.settings.tracing import RequestLogSettings
 from vllm_vitals.tracing.logs.request_line import RequestLogSink, fields, text
-from vllm_vitals.tracing.request.records import Gpu, Http, Request, Sequence, Trace
+from vllm_vitals.tracing.request.records import Gpu, Http, RequestRecord, SequenceRecord, Trace
 
 AT = 1_790_000_000.0
 HTTP = Http("POST", "/v1/chat/completions", 200, AT, AT + 0.812, AT + 0.1, client="10.0.0.5:4242", streamed=True)
-ONE = Sequence(
+ONE = SequenceRecord(
     response_id="chatcmpl-r", engine_id="chatcmpl-r-1", index=0, model="llama", arrival=AT, finished=AT + 0.8125,
     queued=AT + 0.002, scheduled=AT + 0.01, first_token=AT + 0.1, last_token=AT + 0.88 - 0.0875,
     input_tokens=12, cached_tokens=8, output_tokens=40, finish_reason="stop",
 )  # fmt: skip
-REQUEST = Request(
+REQUEST = RequestRecord(
     request_id="r", model="llama", outcome="ok", started=AT, ended=AT + 0.812, trace=Trace(0xABC, 0xDEF, sampled=True),
     http=HTTP, sequences=(ONE,), session_id="s", operation="chat", stream=True, user="0f0f",
     headers={"x-tenant": "beef"},
@@ -44,7 +44,7 @@ def test_a_request_has_every_field_that_operators_search():
 
 
 def test_what_is_not_known_is_absent():
-    bare = Request("r", "", "client_error", AT, AT, Trace(0, 0), error_type="404")
+    bare = RequestRecord("r", "", "client_error", AT, AT, Trace(0, 0), error_type="404")
     assert fields(bare) == {
         "request_id": "r",
         "outcome": "client_error",
@@ -150,13 +150,13 @@ import logging, sys
 from pathlib import Path
 {setup}
 from vllm_vitals.tracing.fatal.watch import install
-from vllm_vitals.tracing.request.records import Request, Trace
+from vllm_vitals.tracing.request.records import RequestRecord, Trace
 from vllm_vitals.tracing.logs.request_line import RequestLogSink
 from vllm_vitals.settings.tracing import RequestLogSettings
 install(Path(sys.argv[1]))
 for _ in range(2):
     sink = RequestLogSink(RequestLogSettings(names="flat"))
-sink.take(Request("r", "m", "ok", 0.0, 1.0, Trace(1, 2)))
+sink.take(RequestRecord("r", "m", "ok", 0.0, 1.0, Trace(1, 2)))
 """
 
 

@@ -3,13 +3,13 @@
 import pytest
 from vllm_vitals.settings.scalars import ConfigError, Ratio, Seconds
 from vllm_vitals.settings.tracing import Keep, SamplingSettings
-from vllm_vitals.tracing.request.records import Sequence
+from vllm_vitals.tracing.request.records import SequenceRecord
 from vllm_vitals.tracing.request.sampling import Sampler, in_ratio
 from vllm_vitals.tracing.request.trace_context import Incoming, new_trace_id, parse_traceparent
 
 CALLER = Incoming(0xABC, 0xDEF, sampled=True)
 QUIET = CALLER._replace(sampled=False)
-FAST = Sequence("r", "r-1", 0, "m", arrival=10.0, finished=11.0, first_token=10.1, last_token=11.0)
+FAST = SequenceRecord("r", "r-1", 0, "m", arrival=10.0, finished=11.0, first_token=10.1, last_token=11.0)
 
 
 def sampler(environ=None, clock=lambda: 0.0, **settings):
@@ -99,8 +99,8 @@ KEEP = (
         ("aborted", 1.0, (FAST,), "aborted"),
         ("disconnected", 1.0, (FAST,), "aborted"),
         ("ok", 31.0, (FAST,), "e2e"),
-        ("ok", 1.0, (Sequence("r", "r", 0, "m", 10.0, 15.0, first_token=12.1),), "ttft"),
-        ("ok", 1.0, (Sequence("r", "r", 0, "m", 10.0, 15.0, preemptions=((1.0, 2.0),)),), "preempted"),
+        ("ok", 1.0, (SequenceRecord("r", "r", 0, "m", 10.0, 15.0, first_token=12.1),), "ttft"),
+        ("ok", 1.0, (SequenceRecord("r", "r", 0, "m", 10.0, 15.0, preemptions=((1.0, 2.0),)),), "preempted"),
         ("ok", 1.0, (FAST,), ""),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.finished_requests import T0, request, sequence
 from vllm_vitals.tracing.request.phases import preempted_seconds
-from vllm_vitals.tracing.request.records import OUTCOMES, Gpu, Http, NativeSpan, Request, Sequence, Trace
+from vllm_vitals.tracing.request.records import OUTCOMES, Gpu, Http, NativeSpan, RequestRecord, SequenceRecord, Trace
 from vllm_vitals.tracing.spans.tree import ERROR, INTERNAL, SERVER, Link, span_count, spans_of
 
 MS = 1_000_000
@@ -357,7 +357,7 @@ def sequences(draw):
             )
         )
     )
-    return Sequence(
+    return SequenceRecord(
         "cmpl-1",
         "1",
         draw(st.integers(0, 3)),
@@ -381,7 +381,7 @@ def sequences(draw):
 @st.composite
 def requests(draw):
     started, ended = sorted(draw(st.tuples(NEAR, NEAR)))
-    return Request(
+    return RequestRecord(
         "1",
         "tiny",
         draw(st.sampled_from(OUTCOMES)),

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ...settings.scalars import ConfigError
 from ...settings.tracing import AuditSettings
 from ..counters import AUDIT_FAILURES, Counters
-from ..request.records import Request
+from ..request.records import RequestRecord
 from .file import AuditFile, now, utc
 from .hashing import read_key
 
@@ -17,7 +17,7 @@ _RETRY_SECONDS: Final = 1.0
 _log: Final = logging.getLogger("vllm_vitals")
 
 
-def entry(request: Request) -> dict[str, Any]:
+def entry(request: RequestRecord) -> dict[str, Any]:
     """Return what the audit log keeps of a request; what is not known is absent."""
     who: dict[str, Any] = {}
     if request.user:
@@ -86,7 +86,7 @@ class AuditSink:
         self._ill = False
         self._retry_at = -1.0
 
-    def take(self, request: Request) -> None:
+    def take(self, request: RequestRecord) -> None:
         """Write a request's record, or count it as lost."""
         self._after_fork()
         if not self._ready():

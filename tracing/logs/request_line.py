@@ -11,7 +11,7 @@ from typing import Any, Final
 from ...settings.tracing import RequestLogSettings
 from ..request import phases
 from ..request.phases import time_to_first_token
-from ..request.records import Request, Sequence
+from ..request.records import RequestRecord, SequenceRecord
 from .formatter import split_address
 from .handler import install_default_handler
 
@@ -25,7 +25,7 @@ _MS: Final = {
 _TIMINGS: Final = ("events", "durations", "none")  # from best to worst
 
 
-def fields(request: Request) -> dict[str, Any]:
+def fields(request: RequestRecord) -> dict[str, Any]:
     """Return what a request's line says, under ECS names; what is not known is absent. Times in milliseconds."""
     trace = request.trace
     line: dict[str, Any] = {"request_id": request.request_id}
@@ -69,7 +69,7 @@ def fields(request: Request) -> dict[str, Any]:
     return line
 
 
-def text(request: Request) -> str:
+def text(request: RequestRecord) -> str:
     """Return the line's text, such as `POST /v1/chat/completions 200 stop 12+40 tokens in 812 ms`."""
     words = [request.http.method, request.http.path] if request.http is not None else ["request"]
     if request.http is not None and request.http.status:
@@ -95,7 +95,7 @@ class RequestLogSink:
         install_default_handler(settings.names)
         self._logger = logging.getLogger(LOGGER)
 
-    def take(self, request: Request) -> None:
+    def take(self, request: RequestRecord) -> None:
         """Log a request."""
         level = logging.WARNING if request.outcome == "server_error" else logging.INFO
         if not self._logger.isEnabledFor(level):
@@ -110,13 +110,13 @@ class RequestLogSink:
         """Nothing is left: lines are written as they come."""
 
 
-def _engine_fields(request: Request) -> dict[str, Any]:
+def _engine_fields(request: RequestRecord) -> dict[str, Any]:
     sequences = request.sequences
     # One pass without generators: next to the encoding this is what a line costs.
     input_tokens = output_tokens = cached = preemptions = decoded = 0
     e2e = preempted = decoding = 0.0
     timing = _TIMINGS[0]
-    first: Sequence | None = None
+    first: SequenceRecord | None = None
     answered = 0
     for sequence in sequences:
         input_tokens += sequence.input_tokens
@@ -173,7 +173,7 @@ def _engine_fields(request: Request) -> dict[str, Any]:
     return line
 
 
-def _finish_reasons(sequences: tuple[Sequence, ...]) -> list[str]:
+def _finish_reasons(sequences: tuple[SequenceRecord, ...]) -> list[str]:
     """Return the different reasons in the order of the sequences."""
     if len(sequences) == 1:
         return [reason] if (reason := sequences[0].finish_reason) else []

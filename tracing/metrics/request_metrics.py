@@ -16,7 +16,7 @@ from ..request.phases import (
     time_per_output_token,
     time_to_first_token,
 )
-from ..request.records import OUTCOMES, Request
+from ..request.records import OUTCOMES, RequestRecord
 from .values import Exemplar, Histogram, Series, Values
 
 OTHER: Final = "other"  # model_name of what is not served
@@ -110,7 +110,7 @@ class RequestMetricsSink:
         self._counts = models is not None
         self._models = {name: _Model(self._bounds) for name in (OTHER, *(models or ()))}
 
-    def take(self, request: Request) -> None:
+    def take(self, request: RequestRecord) -> None:
         """Count a request: some microseconds."""
         if not self._counts:
             return
@@ -143,7 +143,7 @@ class RequestMetricsSink:
                 numbers["vllm_vitals_goodput_target_seconds", (objective,)] = target
         return Values(numbers, histograms)
 
-    def _model(self, request: Request) -> _Model:
+    def _model(self, request: RequestRecord) -> _Model:
         """Return the model that the request counts for; only the engine's word makes a new one, callers' never."""
         if not request.sequences:
             return self._models.get(request.model) or self._models[OTHER]
@@ -156,7 +156,7 @@ class RequestMetricsSink:
             model = self._models[name] = _Model(self._bounds)
         return model
 
-    def _count(self, model: _Model, request: Request, exemplar: tuple[int, int, float] | None) -> None:
+    def _count(self, model: _Model, request: RequestRecord, exemplar: tuple[int, int, float] | None) -> None:
         outcome = request.outcome
         well = outcome == "ok"
         if not request.late:

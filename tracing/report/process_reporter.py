@@ -28,7 +28,7 @@ from ..logs.request_line import LOGGER
 from ..metrics.values import Values, from_json, merged
 from ..request.exchange_wire import packed, unpacked
 from ..request.in_flight import Exchange, Timeline
-from ..request.records import Request
+from ..request.records import RequestRecord
 from ..request.sampling import Sampler
 from ..spans.tree import span_count
 from .frames import Frames
@@ -320,7 +320,7 @@ class _LostSpans:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
 
-    def take(self, request: Request) -> None:
+    def take(self, request: RequestRecord) -> None:
         """Count a request's spans as dropped."""
         if spans := span_count(request):
             self._counters.add(SPANS_DROPPED, spans)

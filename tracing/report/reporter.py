@@ -20,7 +20,7 @@ from ..metrics.request_metrics import RequestMetricsSink
 from ..metrics.values import Values
 from ..request.assembly import Assembly
 from ..request.in_flight import Exchange, Timeline
-from ..request.records import Request
+from ..request.records import RequestRecord
 from ..request.sampling import Sampler
 from ..sinks import Sink
 from ..spans.otlp_settings import OtlpSettings
@@ -145,7 +145,7 @@ class Reporter:
         """Return the request metrics; any thread may ask."""
         return self._metrics.values()
 
-    def _give(self, assemble: Callable[[], Request]) -> None:
+    def _give(self, assemble: Callable[[], RequestRecord]) -> None:
         try:
             request = assemble()
         except Exception as error:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from .body import Body, read_body
 from .durations import Durations
 from .in_flight import PREEMPTED, Exchange, Facts, Timeline, Times, path_of, session_header
-from .records import Gpu, Http, Outcome, Request, Sequence, Trace
+from .records import Gpu, Http, Outcome, RequestRecord, SequenceRecord, Trace
 from .sampling import Head, Sampler
 from .trace_context import clean_tracestate, new_span_id, parse_traceparent
 
@@ -81,7 +81,7 @@ class Assembly:
         self._engine_index = engine_index
         self._clock = Clock()
 
-    def request(self, exchange: Exchange, timelines: list[Timeline]) -> Request:
+    def request(self, exchange: Exchange, timelines: list[Timeline]) -> RequestRecord:
         """Return the record of an HTTP request with the sequences that are done."""
         body = read_body(exchange.body, with_content=self._capture_content) if exchange.body else Body()
         sequences = tuple(self._sequence(t, exchange.started) for t in timelines)
@@ -90,7 +90,7 @@ class Assembly:
         outcome, error_type = _outcome(http, sequences)
         user = self._hash(body.user) if body.user else ""
         named = next((text for t in timelines if (text := _session_text(t.session_id))), "")
-        return Request(
+        return RequestRecord(
             request_id=exchange.request_id,
             model=body.model or next((s.lora or s.model for s in sequences), self._model),
             outcome=outcome,
@@ -120,7 +120,7 @@ class Assembly:
             gpus=self._gpus(http.server_port),
         )
 
-    def alone(self, timeline: Timeline) -> Request:
+    def alone(self, timeline: Timeline) -> RequestRecord:
         """Return the record of a sequence without an HTTP request: no middleware, or it ended long before."""
         exchange, stats = timeline.exchange, timeline.stats
         sequence = self._sequence(timeline, stats.arrival_time if stats else timeline.finished)
@@ -135,7 +135,7 @@ class Assembly:
             head = self._sampler.begin(parse_traceparent(text) if text else None)
             state = carried.get("tracestate", "").encode("latin-1", "replace")
             trace = self._trace(head, new_span_id(), state, outcome, e2e, (sequence,))
-        return Request(
+        return RequestRecord(
             request_id=exchange.request_id if exchange else sequence.response_id,
             model=sequence.lora or sequence.model,
             outcome=outcome,
@@ -155,7 +155,7 @@ class Assembly:
         tracestate: bytes,
         outcome: Outcome,
         e2e: float,
-        sequences: tuple[Sequence, ...],
+        sequences: tuple[SequenceRecord, ...],
     ) -> Trace:
         sampled, reason = self._sampler.finish(head, outcome, e2e, sequences) if self._exporting else (False, "")
         for sequence in sequences:
@@ -173,7 +173,7 @@ class Assembly:
         }
         return found or None
 
-    def _sequence(self, timeline: Timeline, begun: float) -> Sequence:
+    def _sequence(self, timeline: Timeline, begun: float) -> SequenceRecord:
         stats = timeline.stats
         facts = Facts._make(timeline.facts)
         arrival = (stats.arrival_time if stats is not None else 0.0) or begun
@@ -192,7 +192,7 @@ class Assembly:
                 }
             elif stats.first_token_ts:
                 times = self._times(stats, timeline, arrival, finished)
-        return Sequence(
+        return SequenceRecord(
             response_id=facts.response_id or facts.engine_id,
             engine_id=facts.engine_id,
             index=facts.position,
@@ -283,7 +283,7 @@ def _http(exchange: Exchange, headers: Mapping[bytes, bytes]) -> Http:
     )
 
 
-def _outcome(http: Http, sequences: tuple[Sequence, ...]) -> tuple[Outcome, str]:
+def _outcome(http: Http, sequences: tuple[SequenceRecord, ...]) -> tuple[Outcome, str]:
     """Return the outcome and error.type of a request; the caller's hanging up explains whatever came after."""
     for sequence in sequences:
         if sequence.finish_reason == "error":
@@ -304,7 +304,7 @@ def _outcome(http: Http, sequences: tuple[Sequence, ...]) -> tuple[Outcome, str]
     return "ok", ""
 
 
-def _sequence_outcome(sequence: Sequence) -> Outcome:
+def _sequence_outcome(sequence: SequenceRecord) -> Outcome:
     if sequence.finish_reason == "error":
         return "server_error"
     return "aborted" if sequence.finish_reason == "abort" else "ok"

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from .records import Sequence
+from .records import SequenceRecord
 
 INGRESS: Final = "vllm.ingress"
 QUEUE: Final = "vllm.queue"
@@ -26,17 +26,17 @@ class Phase(NamedTuple):
         return self.end - self.begin
 
 
-def end_of(sequence: Sequence) -> float:
+def end_of(sequence: SequenceRecord) -> float:
     """Return where the sequence's span ends: at its last token; where it did not complete, when it was given up."""
     complete = sequence.last_token is not None and not sequence.error_type and sequence.finish_reason != "abort"
     end = sequence.last_token if complete and sequence.last_token is not None else sequence.finished
     return max(end, sequence.arrival)
 
 
-_latest: tuple[Sequence, tuple[Phase, ...]] | None = None  # line, histograms and spans ask one after the other
+_latest: tuple[SequenceRecord, tuple[Phase, ...]] | None = None  # line, histograms and spans ask one after the other
 
 
-def phases(sequence: Sequence) -> tuple[Phase, ...]:
+def phases(sequence: SequenceRecord) -> tuple[Phase, ...]:
     """Return ingress, queue, prefill and decode as far as they were reached, one behind the other.
 
     They begin at arrival and end where the sequence ends, so their lengths sum to its own. A phase that a sequence did
@@ -52,7 +52,7 @@ def phases(sequence: Sequence) -> tuple[Phase, ...]:
     return result
 
 
-def _phases(sequence: Sequence) -> tuple[Phase, ...]:
+def _phases(sequence: SequenceRecord) -> tuple[Phase, ...]:
     if sequence.queued is None or sequence.scheduled is None or sequence.first_token is None:
         return ()
     begin, end = sequence.arrival, end_of(sequence)
@@ -66,18 +66,18 @@ def _phases(sequence: Sequence) -> tuple[Phase, ...]:
     return tuple(result)
 
 
-def time_to_first_token(sequence: Sequence) -> float | None:
+def time_to_first_token(sequence: SequenceRecord) -> float | None:
     """Return seconds from arrival to the first token."""
     return None if sequence.first_token is None else max(0.0, sequence.first_token - sequence.arrival)
 
 
-def time_per_output_token(sequence: Sequence) -> float | None:
+def time_per_output_token(sequence: SequenceRecord) -> float | None:
     """Return seconds per token after the first: decode time / (output tokens - 1), as vLLM and OpenTelemetry do."""
     if sequence.first_token is None or sequence.last_token is None or sequence.output_tokens < 2:
         return None
     return max(0.0, sequence.last_token - sequence.first_token) / (sequence.output_tokens - 1)
 
 
-def preempted_seconds(sequence: Sequence) -> float:
+def preempted_seconds(sequence: SequenceRecord) -> float:
     """Return the time that the sequence lay preempted."""
     return sum(resumed - preempted for preempted, resumed in sequence.preemptions)

@@ -21,7 +21,7 @@ Timing = Literal["events", "durations", "none"]
 
 
 @record(frozen=True, slots=True)
-class Sequence:
+class SequenceRecord:
     """One sequence in the engine: a request has one, or several with `n` > 1 or several prompts.
 
     Times are Unix seconds. None means that the sequence did not get there, or that nobody told.
@@ -162,7 +162,7 @@ class Gpu:
 
 
 @record(frozen=True, slots=True)
-class Request:
+class RequestRecord:
     """One request, finished: its HTTP side, its sequences, its place in a trace.
 
     Attributes:
@@ -190,7 +190,7 @@ class Request:
     ended: float
     trace: Trace
     http: Http | None = None
-    sequences: tuple[Sequence, ...] = ()
+    sequences: tuple[SequenceRecord, ...] = ()
     session_id: str = ""
     error_type: str = ""
     operation: str = ""

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from ...settings.scalars import ConfigError
 from ...settings.tracing import Keep, SamplingSettings
 from .phases import time_to_first_token
-from .records import Outcome, Sequence
+from .records import Outcome, SequenceRecord
 from .trace_context import Incoming, new_trace_id
 
 _ERRORS: Final[frozenset[Outcome]] = frozenset({"client_error", "server_error", "rejected"})
@@ -107,7 +107,9 @@ class Sampler:
         sampled = forced or (incoming.sampled and in_ratio(trace_id, self._ratio))  # above the cap: as if unasked
         return Head(trace_id, parent, sampled, forced, link)
 
-    def finish(self, head: Head, outcome: Outcome, e2e: float, sequences: tuple[Sequence, ...]) -> tuple[bool, str]:
+    def finish(
+        self, head: Head, outcome: Outcome, e2e: float, sequences: tuple[SequenceRecord, ...]
+    ) -> tuple[bool, str]:
         """Decide when all is known; returns whether to keep the spans, and why.
 
         Args:
@@ -139,7 +141,7 @@ class Sampler:
         return True
 
 
-def _applies(rule: Keep, outcome: Outcome, e2e: float, sequences: tuple[Sequence, ...]) -> bool:
+def _applies(rule: Keep, outcome: Outcome, e2e: float, sequences: tuple[SequenceRecord, ...]) -> bool:
     if rule.what == "errors":
         return outcome in _ERRORS or any(s.finish_reason == "error" for s in sequences)
     if rule.what == "aborted":

@@ -10,7 +10,7 @@ from typing import Final
 
 from ... import __version__
 from ..counters import EXPORT_FAILURES, SPANS_DROPPED, SPANS_EMITTED, SPANS_FAILED, Counters
-from ..request.records import Request
+from ..request.records import RequestRecord
 from .buffer import Batch, SpanBuffer
 from .otlp import export_request, resource_bytes, scope_bytes, span_bytes
 from .otlp_delivery import Delivery, Sender
@@ -59,7 +59,7 @@ class SpanSink:
         self._is_said_troubled = False
         self._said_at = -_LOG_SECONDS
 
-    def take(self, request: Request) -> None:
+    def take(self, request: RequestRecord) -> None:
         """Build, encode and queue the spans of a sampled request."""
         if os.getpid() != self._pid:
             return

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from .tree import Attribute, Event, Link, Span
+from .tree import Attribute, Link, Span, SpanEvent
 
 # The last release of the core conventions that holds the GenAI names; their own repository has none yet.
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.41.0"
@@ -172,7 +172,7 @@ def _name(name: str) -> bytes:
     return _text(0x2A, name)
 
 
-def _event(event: Event) -> bytes:
+def _event(event: SpanEvent) -> bytes:
     parts = [_time(0x09, event.time_ns), _text(0x12, event.name)]
     _add_attributes(parts, b"\x1a", event.attributes)
     return _message(0x5A, b"".join(parts))

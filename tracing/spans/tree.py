@@ -31,8 +31,7 @@ from ..request.phases import (
     time_to_first_token,
 )
 from ..request.phases import preempted_seconds as seconds_preempted
-from ..request.records import Http, Request
-from ..request.records import Sequence as EngineSequence
+from ..request.records import Http, RequestRecord, SequenceRecord
 from .llm_request import common_attributes
 
 INTERNAL: Final = 1
@@ -85,7 +84,7 @@ _ids: Final = random.Random()  # noqa: S311 - ids must differ, nobody has to be 
 os.register_at_fork(after_in_child=_ids.seed)
 
 
-class Event(NamedTuple):
+class SpanEvent(NamedTuple):
     """Something that happened within a span, at Unix nanoseconds."""
 
     name: str
@@ -113,7 +112,7 @@ class Span(NamedTuple):
     attributes: Sequence[Attribute]
     status: int = 0
     message: str = ""
-    events: Sequence[Event] = ()
+    events: Sequence[SpanEvent] = ()
     links: Sequence[Link] = ()
     tracestate: str = ""
     flags: int = _LOCAL
@@ -125,7 +124,7 @@ class _Part(NamedTuple):
     end_ns: int
 
 
-def spans_of(request: Request, *, legacy: bool = False) -> list[Span]:
+def spans_of(request: RequestRecord, *, legacy: bool = False) -> list[Span]:
     """Return the spans to export, parents first; none for a request that is not sampled.
 
     Args:
@@ -155,7 +154,7 @@ def spans_of(request: Request, *, legacy: bool = False) -> list[Span]:
     return spans
 
 
-def span_count(request: Request) -> int:
+def span_count(request: RequestRecord) -> int:
     """Return how many spans `spans_of` makes of a request, at a tenth of its cost."""
     sampled = request.trace.sampled
     number = int(sampled and request.http is not None)
@@ -174,7 +173,7 @@ def span_count(request: Request) -> int:
 
 
 def _sequence_attributes(
-    request: Request, sequence: EngineSequence, found: tuple[Phase, ...], *, legacy: bool
+    request: RequestRecord, sequence: SequenceRecord, found: tuple[Phase, ...], *, legacy: bool
 ) -> list[Attribute]:
     """Return what an `llm_request` of ours says: what vLLM's own says, too, once enriched, and what we alone know."""
     http = request.http
@@ -244,7 +243,7 @@ def _sequence_attributes(
     return result + _clock(sequence)
 
 
-def _http_root(request: Request, http: Http) -> Span:
+def _http_root(request: RequestRecord, http: Http) -> Span:
     trace = request.trace
     starts, ends = [_ns(http.started)], [_ns(http.ended)]
     for sequence in request.sequences:  # an abort can outlast the answer: the root covers what it caused
@@ -305,7 +304,7 @@ def _http_root(request: Request, http: Http) -> Span:
 
 
 def _llm_request(
-    request: Request, sequence: EngineSequence, found: tuple[Phase, ...], *, outermost: bool, legacy: bool
+    request: RequestRecord, sequence: SequenceRecord, found: tuple[Phase, ...], *, outermost: bool, legacy: bool
 ) -> Span:
     """Return one sequence's span; `outermost`: it stands for the request, there being no HTTP root."""
     trace = request.trace
@@ -313,12 +312,12 @@ def _llm_request(
     attributes = _sequence_attributes(request, sequence, found, legacy=legacy)
     events = []
     if sequence.first_token is not None:
-        events.append(Event("first_token", _within(_ns(sequence.first_token), start, end)))
+        events.append(SpanEvent("first_token", _within(_ns(sequence.first_token), start, end)))
     for preempted, _ in sequence.preemptions:
-        events.append(Event("preempted", _within(_ns(preempted), start, end)))
+        events.append(SpanEvent("preempted", _within(_ns(preempted), start, end)))
     error_type = _error_type(request, sequence)
     if _aborted(request, sequence):
-        events.append(Event("aborted", _within(_ns(sequence.finished), start, end)))
+        events.append(SpanEvent("aborted", _within(_ns(sequence.finished), start, end)))
     if outermost:
         _add_root_facts(attributes, request)
     if request.http is not None:
@@ -347,7 +346,7 @@ def _llm_request(
 
 def _add_parts(
     spans: list[Span],
-    sequence: EngineSequence,
+    sequence: SequenceRecord,
     found: tuple[Phase, ...],
     trace_id: int,
     parent: int,
@@ -391,7 +390,7 @@ def _add_parts(
         add(PREEMPTED, first, max(first, _within(_ns(resumed), begin, then)), lies_in, clock)
 
 
-def _parts(sequence: EngineSequence, found: tuple[Phase, ...], start: int, end: int) -> list[_Part]:
+def _parts(sequence: SequenceRecord, found: tuple[Phase, ...], start: int, end: int) -> list[_Part]:
     """Return the phases in nanoseconds, laid into a span: the first begins with it, none leaves it."""
     result = []
     at = start
@@ -404,13 +403,13 @@ def _parts(sequence: EngineSequence, found: tuple[Phase, ...], start: int, end: 
     return result
 
 
-def _window(sequence: EngineSequence) -> tuple[int, int]:
+def _window(sequence: SequenceRecord) -> tuple[int, int]:
     """Return when an `llm_request` of ours begins and ends: nothing comes after the API server let go of it."""
     start = _ns(sequence.arrival)
     return start, max(start, _ns(min(end_of(sequence), max(sequence.finished, sequence.arrival))))
 
 
-def _prefill_attributes(sequence: EngineSequence) -> list[Attribute]:
+def _prefill_attributes(sequence: SequenceRecord) -> list[Attribute]:
     # Wall time: with chunked prefill it includes the steps of others between the chunks.
     return [
         ("vllm.phase.clock", "wall"),
@@ -420,26 +419,26 @@ def _prefill_attributes(sequence: EngineSequence) -> list[Attribute]:
     ]
 
 
-def _decode_attributes(sequence: EngineSequence) -> list[Attribute]:
+def _decode_attributes(sequence: SequenceRecord) -> list[Attribute]:
     result: list[Attribute] = [("vllm.output_tokens", sequence.output_tokens)]
     if (seconds := time_per_output_token(sequence)) is not None:
         result.append(("vllm.time_per_output_token", seconds))
     return result
 
 
-def _clock(sequence: EngineSequence) -> list[Attribute]:
+def _clock(sequence: SequenceRecord) -> list[Attribute]:
     if sequence.timing == "durations":
         return [("vllm.clock", "stacked")]
     return [("vllm.clock", "anchored")] if sequence.remote_clock else []
 
 
-def _aborted(request: Request, sequence: EngineSequence) -> bool:
+def _aborted(request: RequestRecord, sequence: SequenceRecord) -> bool:
     if sequence.finish_reason:
         return sequence.finish_reason == "abort"
     return request.outcome in {"aborted", "disconnected"} or sequence.error_type in {"aborted", "disconnected"}
 
 
-def _error_type(request: Request, sequence: EngineSequence) -> str:
+def _error_type(request: RequestRecord, sequence: SequenceRecord) -> str:
     if sequence.error_type:
         return sequence.error_type[:_ID_CHARACTERS]
     if sequence.finish_reason in {"stop", "length", "repetition"}:
@@ -449,7 +448,7 @@ def _error_type(request: Request, sequence: EngineSequence) -> str:
     return {"abort": "aborted", "error": "error"}.get(sequence.finish_reason, "")
 
 
-def _add_root_facts(attributes: list[Attribute], request: Request) -> None:
+def _add_root_facts(attributes: list[Attribute], request: RequestRecord) -> None:
     """Add what is said once per request, on its outermost span."""
     add = attributes.append
     add(("vllm.request_id", request.request_id[:_ID_CHARACTERS]))
@@ -478,11 +477,11 @@ def _add_column(attributes: list[Attribute], key: str, column: Sequence[str | in
         attributes.append((key, known[0] if len(known) == 1 else known))
 
 
-def _links(request: Request) -> tuple[Link, ...]:
+def _links(request: RequestRecord) -> tuple[Link, ...]:
     return () if request.trace.link is None else (Link(*request.trace.link),)
 
 
-def _output_messages(sequence: EngineSequence) -> str:
+def _output_messages(sequence: SequenceRecord) -> str:
     text = (sequence.output_text or "")[:_CONTENT_CHARACTERS]
     message: dict[str, Any] = {"role": "assistant", "parts": [{"type": "text", "content": text}]}
     if sequence.finish_reason:
