@@ -126,7 +126,7 @@ def test_up_finds_the_engine_by_itself(vllm, run_exporter, tmp_path):
 
         engine = wait_for(found, "the engine that nobody named")[0]
         assert engine["origin"] == "process"
+        wait_for(lambda: f"engine        {vllm.url}" in up.output, "its line")
         assert up.interrupt() == 0, up.output
-        assert f"engine        {vllm.url}" in up.output
     finally:
         up.stop()

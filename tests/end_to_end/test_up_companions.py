@@ -10,6 +10,8 @@ from support.programs import VITALS, Program
 from support.up import companions, started, url_of
 from support.waiting import wait_for
 
+pytestmark = pytest.mark.waits
+
 
 def test_a_second_up_on_the_same_folder_is_refused_and_the_first_one_lives_on(run_up, tmp_path):
     first = run_up("--demo")
@@ -55,7 +57,6 @@ def test_a_companion_that_is_killed_is_said_and_runs_again_on_its_port(run_up, n
     assert not psutil.wait_procs(children, timeout=10)[1]
 
 
-@pytest.mark.waits
 def test_a_companion_that_cannot_start_again_is_given_up_with_its_last_words(run_up, tmp_path):
     up = run_up("--demo")
     started(up)

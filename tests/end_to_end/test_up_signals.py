@@ -14,6 +14,8 @@ from support.waiting import wait_for
 
 FOREGROUND = ("--gpus", "off", "--host", "off")
 
+pytestmark = pytest.mark.waits
+
 
 def all_ended(processes) -> bool:
     return not psutil.wait_procs(list(processes), timeout=30)[1]

@@ -12,6 +12,8 @@ from support.up import started, url_of
 
 REAL, DEMO, MARKER = "vllm-vitals-up", "vllm-vitals-demo", "made-by-vllm-vitals"
 
+pytestmark = pytest.mark.waits
+
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Return mode and text of everything in a folder that is not ours."""

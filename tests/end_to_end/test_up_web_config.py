@@ -10,6 +10,8 @@ from support.http import get
 from support.up import companions, started, url_of
 from support.waiting import wait_for
 
+pytestmark = pytest.mark.waits
+
 
 def both_jobs_are_up(prometheus: str) -> bool:
     targets = get(f"{prometheus}/api/v1/targets").json["data"]["activeTargets"]
