@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from .. import __version__
 from ..exporter.engines.local_servers import find_local_servers
-from ..exporter.engines.page_client import FetchError, PageClient
+from ..exporter.engines.page_client import SPEAKS_NO_TLS, FetchError, PageClient
 from ..exporter.gpus.types import GpuError
 from ..exporter.http.web_config import WebConfig
 from ..exporter.machine.host import has_node_exporter
@@ -152,8 +152,7 @@ async def _engine(engine: EngineSettings, settings: Settings) -> Finding:
 
 # What OpenSSL says of a failed handshake, in the order in which it is looked for -> what to do.
 _TLS_ADVICE: Final = (
-    (("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"),
-     "the server speaks no TLS there: write http://{address}"),
+    (SPEAKS_NO_TLS, "the server speaks no TLS there: write http://{address}"),
     (("Hostname mismatch", "IP address mismatch"),
      "the certificate names another host: set tls.server_name for this engine in vitals.yaml, or use that name"),
     (("has expired", "not yet valid"), "renew the server's certificate, or set the clock"),

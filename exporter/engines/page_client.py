@@ -29,6 +29,8 @@ _SAFE_IN_TARGET: Final = "/?&=%:;,+@~!$'()*[]"
 
 # What a kept connection may show when the server or a proxy let go of it meanwhile: no word about the server.
 _STALE: Final = frozenset(("closed", "network", "protocol"))
+# OpenSSL's reasons where a server answers a TLS greeting in plain HTTP.
+SPEAKS_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 
 
 class FetchError(Exception):
@@ -321,5 +323,4 @@ def _tls_context(engine: EngineSettings) -> ssl.SSLContext:
 
 def _tls_problem(error: ssl.SSLError) -> str:
     """Return OpenSSL's words, and in front of them what they mean where a server speaks plain HTTP."""
-    plain = error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
-    return f"the server speaks no TLS there, write http://: {error}" if plain else str(error)
+    return f"the server speaks no TLS there, write http://: {error}" if error.reason in SPEAKS_NO_TLS else str(error)
